@@ -1,0 +1,480 @@
+"""The option string of a mount, read and printed.
+
+    -o noatime,br:/rw:/ro1=ro+wh:/ro2=ro+wh
+
+Commas separate options, colons separate branches, the first ``=`` separates a branch from its
+permission.  A backslash before one of ``, : = \\`` takes that character literally; any other
+backslash is an ordinary character, as it always was in aufs.
+
+Three rules make the order of options matter as little as in aufs: ``profile=`` is looked at before
+everything else, of two options that answer one question the later one counts, and each further
+branch list adds its branches at the bottom.
+
+What aufs knows and this version does not is refused by name ("not yet"): an old command line must
+never come up as a mount that quietly behaves differently.
+
+Spec: aufs.md 1.2, 1.3, 1.4 and 9.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from unionfs.branch.permission import Access, Permission, parse_permission
+from unionfs.text import printable
+from unionfs.union.profile import AUFS, PROFILES, Profile
+
+Warn = Callable[[str], None]
+
+
+class OptionError(ValueError):
+    """A mount option that cannot be accepted.  ``str()`` is one line that says what to do.
+
+    errno is what mount(2) of aufs would have answered (aufs.md 1.4), nearly always EINVAL.
+    """
+
+    def __init__(self, problem: str, remedy: str, number: int = errno.EINVAL) -> None:
+        super().__init__(f"{problem} ({errno.errorcode[number]}): {remedy}")
+        self.errno = number
+
+
+@dataclass(frozen=True, slots=True)
+class BranchSpec:
+    """One branch as it was written.
+
+    permission: None when none was given.  The default (aufs.md 1.2, last paragraph) depends on
+    the filesystem of the branch, so it is decided when the branch is opened.
+    """
+
+    path: bytes
+    permission: Permission | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """Everything a mount was asked for, defaults filled in from its profile.
+
+    log: file for the daemon's messages, None for syslog.  fsname: source to show in /proc/mounts.
+    dirwh: number of whiteouts up to which rmdir empties a directory at once (aufs.md 6.2).
+    """
+
+    branches: tuple[BranchSpec, ...] = ()
+    profile: Profile = AUFS
+    udba: str = AUFS.udba
+    plink: bool = AUFS.plink
+    xino: bytes | None = None
+    noxino: bool = False
+    read_only: bool = False
+    volatile: bool = False
+    suid: bool = AUFS.suid
+    dev: bool = AUFS.dev
+    exec: bool = True
+    noatime: bool = AUFS.noatime
+    nodiratime: bool = False
+    sync: bool = False
+    dirsync: bool = False
+    allow_other: bool = True
+    acl: bool = AUFS.acl
+    fsname: bytes | None = None
+    log: bytes | None = None
+    dirwh: int = 3
+
+    @property
+    def fsync(self) -> bool:
+        """A copy-up must be on the disk before it is published."""
+        return self.profile.fsync and not self.volatile
+
+
+def default_options(profile: Profile = AUFS, branches: Sequence[BranchSpec] = ()) -> MountOptions:
+    """Return the options of a mount with this profile for which nothing else was asked."""
+    return MountOptions(
+        branches=tuple(branches),
+        profile=profile,
+        udba=profile.udba,
+        plink=profile.plink,
+        suid=profile.suid,
+        dev=profile.dev,
+        noatime=profile.noatime,
+        acl=profile.acl,
+    )
+
+
+# --- the vocabulary -----------------------------------------------------------------------------
+
+# A word that stands alone, and what it sets.
+_FLAGS: Final[dict[str, dict[str, Any]]] = {
+    "ro": {"read_only": True},
+    "rw": {"read_only": False},
+    "plink": {"plink": True},
+    "noplink": {"plink": False},
+    "noxino": {"noxino": True, "xino": None},
+    "volatile": {"volatile": True},
+    "suid": {"suid": True},
+    "nosuid": {"suid": False},
+    "dev": {"dev": True},
+    "nodev": {"dev": False},
+    "exec": {"exec": True},
+    "noexec": {"exec": False},
+    "atime": {"noatime": False},
+    "noatime": {"noatime": True},
+    "diratime": {"nodiratime": False},
+    "nodiratime": {"nodiratime": True},
+    "sync": {"sync": True},
+    "async": {"sync": False},
+    "dirsync": {"dirsync": True},
+    "allow_other": {"allow_other": True},
+    "defaults": {},
+    # What these ask for is how every mount of ours works.
+    "dirperm1": {},
+    "dio": {},
+    "nodio": {},
+    "default_permissions": {},
+    # A union never updates access times by itself, so there is nothing to be relative to.
+    "relatime": {},
+    "norelatime": {},
+    "strictatime": {},
+    "nostrictatime": {},
+    "lazytime": {},
+    "nolazytime": {},
+    # Words of /etc/fstab, meant for mount(8) and not for a filesystem.
+    "auto": {},
+    "noauto": {},
+    "user": {},
+    "nouser": {},
+    "users": {},
+    "owner": {},
+    "group": {},
+    "nofail": {},
+    "_netdev": {},
+    # aufs takes this one silently.
+    "nodlgt": {},
+}
+
+# NAME=VALUE whose value changes nothing here: the kernel's own words for a FUSE mount, which come
+# back to us out of /proc/mounts, and the id that scripts copy from there.
+_IGNORED_VALUES: Final = frozenset(
+    {"user_id", "group_id", "rootmode", "fd", "max_read", "blksize", "subtype", "comment", "si"}
+)
+
+_BRANCH_LISTS: Final = (b"br:", b"br=", b"dirs=")
+
+# Options of aufs (aufs.md section 9) and of overlay mounts that this version refuses by name.
+_NOT_YET: Final = frozenset(
+    (
+        # branches of a live mount
+        *("add", "ins", "append", "prepend", "del", "mod", "idel", "imod", "remount"),
+        # the inode number map
+        *("trunc_xino", "notrunc_xino", "trunc_xino_path", "itrunc_xino"),
+        *("trunc_xib", "notrunc_xib"),
+        # semantics
+        *("clean_plink", "list_plink", "diropq", "dirwh", "nodirperm1", "dirren", "nodirren"),
+        *("shwh", "noshwh", "sum", "nosum", "wsum", "acl", "noacl", "fhsm_sec"),
+        # tuning and messages
+        *("rdcache", "rdblk", "rdhash", "warn_perm", "nowarn_perm", "debug", "delete", "imap"),
+        *("verbose", "v", "noverbose", "quiet", "q", "silent", "droplvl", "ephemeral"),
+        # overlay's spelling
+        *("lowerdir", "upperdir", "workdir", "redirect_dir", "index", "xino_auto", "metacopy"),
+        *("userxattr", "nfs_export"),
+        # the kernel's
+        *("context", "fscontext", "defcontext", "rootcontext", "allow_root"),
+    )
+)
+
+_UDBA_NOT_YET: Final = frozenset({"notify", "fsnotify", "inotify"})
+
+# With one writable branch all policies choose that one (aufs.md 5.6).  Still, only the default is
+# taken: a policy that was asked for by name must be there on the day a second branch is.
+_CREATE_NAMES: Final = ("create", "create_policy")
+_COPYUP_NAMES: Final = ("cpup", "copyup", "copyup_policy")
+_DEFAULT_POLICY: Final = frozenset({"tdp", "top-down-parent"})
+_CREATE_NOT_YET: Final = frozenset(
+    (
+        *("rr", "round-robin", "mfs", "most-free-space", "mfsrr", "most-free-space-round-robin"),
+        *("tdmfs", "pmfs", "pmfsrr"),
+    )
+)
+_COPYUP_NOT_YET: Final = frozenset(("bup", "bottom-up-parent", "bu", "bottom-up"))
+_POLICIES_NOT_YET: Final = {
+    **dict.fromkeys(_CREATE_NAMES, _CREATE_NOT_YET),
+    **dict.fromkeys(_COPYUP_NAMES, _COPYUP_NOT_YET),
+}
+
+_WITHOUT_EFFECT_YET: Final = ("coo_reg", "coo_all", "moo", "fhsm")
+
+_KNOWN: Final = sorted(
+    {
+        *_FLAGS,
+        *_IGNORED_VALUES,
+        *_NOT_YET,
+        *_POLICIES_NOT_YET,
+        *("br", "dirs", "udba", "xino", "profile", "log", "fsname"),
+    }
+)
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def parse_options(texts: Sequence[bytes], warn: Warn) -> MountOptions:
+    """Read the arguments of all ``-o`` of one mount.
+
+    texts: each the argument of one ``-o``; together they are read as if joined by commas.
+    warn: called with one line for what is accepted and has no effect.
+    Raises OptionError (aufs.md 1.4, 9).
+    """
+    words = [word for text in texts for word in _split(text, b",") if word]
+    profile = AUFS
+    for name, value in map(_name_and_value, words):
+        if name == "profile":
+            profile = _profile(value)
+    reader = _Reader(profile, warn)
+    for word in words:
+        reader.take(word)
+    _check_branches(reader.branches, profile)
+    return replace(default_options(profile, reader.branches), **reader.changes)
+
+
+@dataclass(slots=True)
+class _Reader:
+    """What has been read so far: the branches, and the fields that differ from the defaults."""
+
+    profile: Profile
+    warn: Warn
+    branches: list[BranchSpec] = field(default_factory=list)
+    changes: dict[str, Any] = field(default_factory=dict)
+    ignored: set[str] = field(default_factory=set)
+
+    def take(self, word: bytes) -> None:
+        name, value = _name_and_value(word)
+        if word.startswith(_BRANCH_LISTS):
+            self.branches.extend(_branch_list(value or b"", self.warn))
+        elif name in ("br", "dirs"):
+            raise OptionError(
+                f"'{printable(word)}' is no branch list", "write br:/changes=rw:/base=ro"
+            )
+        elif name in _FLAGS:
+            if value is not None:
+                raise OptionError(f"option '{name}' takes no value", f"write just '{name}'")
+            self.changes.update(_FLAGS[name])
+        elif name == "udba":
+            self.changes["udba"] = _udba(_text(value))
+        elif name in _POLICIES_NOT_YET:
+            _check_policy(name, _text(value))
+        elif name == "xino":
+            self.changes.update(xino=_path(name, value), noxino=False)
+        elif name in ("log", "fsname"):
+            self.changes[name] = _path(name, value)
+        elif name in _NOT_YET:
+            raise _not_yet(f"option '{name}'")
+        elif name != "profile" and name not in _IGNORED_VALUES and not name.startswith("x-"):
+            self._unknown(name)
+
+    def _unknown(self, name: str) -> None:
+        problem = f"unknown option '{printable(name)}'"
+        if self.profile.unknown_options == "warn":
+            if name not in self.ignored:
+                self.ignored.add(name)
+                self.warn(f"{problem}: ignored")
+            return
+        near = difflib.get_close_matches(name, _KNOWN, n=1)
+        raise OptionError(problem, f"did you mean '{near[0]}'?" if near else "see fuse-aufs --help")
+
+
+def _name_and_value(word: bytes) -> tuple[str, bytes | None]:
+    """Cut at the first ``:`` or ``=``; the value is None when there is neither."""
+    ends = [word.find(mark) for mark in (b":", b"=") if mark in word]
+    if not ends:
+        return os.fsdecode(word), None
+    return os.fsdecode(word[: min(ends)]), word[min(ends) + 1 :]
+
+
+def _text(value: bytes | None) -> str:
+    return os.fsdecode(_unescape(value or b""))
+
+
+def _path(name: str, value: bytes | None) -> bytes:
+    if not value:
+        raise OptionError(f"option '{name}' needs a value", f"write {name}=VALUE")
+    return _unescape(value)
+
+
+def _not_yet(what: str, remedy: str = "leave it out") -> OptionError:
+    return OptionError(f"{what} is not yet supported", remedy)
+
+
+def _profile(value: bytes | None) -> Profile:
+    name = _text(value)
+    if name == "overlay":
+        raise _not_yet("profile=overlay", "use profile=aufs or profile=driver")
+    if name not in PROFILES:
+        raise OptionError(
+            f"unknown profile '{printable(name)}'", "use profile=aufs or profile=driver"
+        )
+    return PROFILES[name]
+
+
+def _udba(level: str) -> str:
+    if level in _UDBA_NOT_YET:
+        raise _not_yet(f"udba={level}", "use udba=reval or udba=none")
+    if level not in ("none", "reval"):
+        raise OptionError(f"bad value in udba={printable(level)}", "use udba=reval or udba=none")
+    return level
+
+
+def _check_policy(name: str, value: str) -> None:
+    if value in _DEFAULT_POLICY:
+        return
+    if value.partition(":")[0] in _POLICIES_NOT_YET[name]:
+        raise _not_yet(f"{name}={printable(value)}", f"use {name}=tdp, the default")
+    raise OptionError(f"bad value in {name}={printable(value)}", f"use {name}=tdp")
+
+
+# --- branches -----------------------------------------------------------------------------------
+
+
+def _branch_list(text: bytes, warn: Warn) -> Iterator[BranchSpec]:
+    """Read ``A=perm:B=perm``.  An empty element ends the list without a word (aufs.md 1.3)."""
+    for element in _split(text, b":"):
+        if not element:
+            return
+        yield _branch(element, warn)
+
+
+def _branch(text: bytes, warn: Warn) -> BranchSpec:
+    """Read ``PATH``, ``PATH=`` or ``PATH=perm+attr`` (aufs.md 1.2)."""
+    raw_path, *rest = _split(text, b"=", once=True)
+    path = _unescape(raw_path)
+    if not path:
+        raise OptionError(
+            f"a branch has no path ('{printable(text)}')", "write PATH=rw or PATH=ro+wh"
+        )
+    if not rest:
+        return BranchSpec(path)
+
+    def warn_with_path(message: str) -> None:
+        warn(f"branch {printable(path)}: {message}")
+
+    permission = parse_permission(os.fsdecode(rest[0]), warn_with_path)
+    for name in _WITHOUT_EFFECT_YET:
+        if name in permission.attributes:
+            warn_with_path(f"attribute '{name}' has no effect yet")
+    return BranchSpec(path, permission)
+
+
+def _check_branches(branches: Sequence[BranchSpec], profile: Profile) -> None:
+    if not branches:
+        raise OptionError("no branch given", "name at least one, as in -o br:/changes=rw:/base=ro")
+    if len(branches) > profile.max_branches:
+        raise OptionError(
+            f"{len(branches)} branches are too many",
+            f"the '{profile.name}' profile allows {profile.max_branches}",
+            errno.ENOSPC,
+        )
+    for branch in branches[1:]:
+        if branch.permission is not None and branch.permission.access is Access.RW:
+            raise _not_yet(
+                f"a writable branch that is not the first ({printable(branch.path)}=rw)",
+                "put the one writable branch first and make the others ro",
+            )
+
+
+# --- escapes and printing -----------------------------------------------------------------------
+
+_ESCAPES: Final = frozenset({b"\\,", b"\\:", b"\\=", b"\\\\"})
+
+
+def _split(text: bytes, separator: bytes, *, once: bool = False) -> list[bytes]:
+    """Cut at each separator that no backslash protects.  The parts keep their escapes."""
+    parts: list[bytes] = []
+    start = here = 0
+    while here < len(text):
+        if text[here : here + 2] in _ESCAPES:
+            here += 2
+            continue
+        if text[here : here + 1] == separator:
+            parts.append(text[start:here])
+            start = here + 1
+            if once:
+                break
+        here += 1
+    parts.append(text[start:])
+    return parts
+
+
+def _unescape(text: bytes) -> bytes:
+    result = bytearray()
+    here = 0
+    while here < len(text):
+        if text[here : here + 2] in _ESCAPES:
+            here += 1
+        result.append(text[here])
+        here += 1
+    return bytes(result)
+
+
+def escape_value(path: bytes) -> bytes:
+    """Write a path so that it can stand in an option string whatever it contains."""
+    for special in (b"\\", b",", b":", b"="):
+        path = path.replace(special, b"\\" + special)
+    return path
+
+
+def branch_string(branches: Sequence[BranchSpec]) -> bytes:
+    """Print branches as ``br:PATH=perm:PATH=perm``; parses back to the same branches."""
+    return b"br:" + b":".join(
+        escape_value(branch.path)
+        + (b"" if branch.permission is None else b"=" + str(branch.permission).encode())
+        for branch in branches
+    )
+
+
+def option_string(options: MountOptions) -> bytes:
+    """Print options so that ``parse_options([option_string(o)]) == o``.
+
+    Only what differs from the profile is printed; the branches come last.
+    """
+    default = default_options(options.profile)
+    words: list[bytes] = []
+    if options.profile is not AUFS:
+        words.append(b"profile=" + options.profile.name.encode())
+    for flag, effect in _FLAGS.items():
+        if any(
+            getattr(options, name) == value != getattr(default, name)
+            for name, value in effect.items()
+        ):
+            words.append(flag.encode())
+    if options.udba != default.udba:
+        words.append(b"udba=" + options.udba.encode())
+    for name in ("xino", "log", "fsname"):
+        value = getattr(options, name)
+        if value is not None:
+            words.append(name.encode() + b"=" + escape_value(value))
+    words.append(branch_string(options.branches))
+    return b",".join(words)
+
+
+def kernel_style_string(options: MountOptions, si: str, *, with_branches: bool = False) -> bytes:
+    """Print what aufs would show in /proc/mounts for this mount (aufs.md 1.5).
+
+    si: hexadecimal id of the mount.  Only what differs from the aufs defaults is printed, in the
+    order of aufs.  ``dirperm1`` is always there: it is how this filesystem checks permissions.
+    The branches come last if asked for; aufs leaves them to the brN files.
+    """
+    words = ["acl"] if options.acl else []
+    words.append(f"si={si}")
+    if options.noxino:
+        words.append("noxino")
+    if options.udba != "reval":
+        words.append(f"udba={options.udba}")
+    if not options.plink:
+        words.append("noplink")
+    words.append("dirperm1")
+    if options.dirwh != 3:
+        words.append(f"dirwh={options.dirwh}")
+    text = ",".join(words).encode()
+    return text + b"," + branch_string(options.branches) if with_branches else text
