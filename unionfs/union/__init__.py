@@ -1,0 +1,1 @@
+"""The semantics of a union, without FUSE: see ``core.py`` for the whole, and where to begin reading."""

@@ -1,10 +1,9 @@
-"""The option string of a mount, read and printed.
+"""The option string of a mount, read.
 
     -o noatime,br:/rw:/ro1=ro+wh:/ro2=ro+wh
 
 Commas separate options, colons separate branches, the first ``=`` separates a branch from its
-permission.  A backslash before one of ``, : = \\`` takes that character literally; any other
-backslash is an ordinary character, as it always was in aufs.
+permission (``escapes.py`` for paths that contain one of them; ``printing.py`` for the way back).
 
 Three rules make the order of options matter as little as in aufs: ``profile=`` is looked at before
 everything else, of two options that answer one question the later one counts, and each further
@@ -27,7 +26,17 @@ from typing import Any, Final
 
 from unionfs.branch.permission import Access, Permission, parse_permission
 from unionfs.text import printable
+from unionfs.union.escapes import escape_value, split, unescape
 from unionfs.union.profile import AUFS, PROFILES, Profile
+
+__all__ = [
+    "BranchSpec",
+    "MountOptions",
+    "OptionError",
+    "default_options",
+    "escape_value",
+    "parse_options",
+]
 
 Warn = Callable[[str], None]
 
@@ -107,7 +116,7 @@ def default_options(profile: Profile = AUFS, branches: Sequence[BranchSpec] = ()
 # --- the vocabulary -----------------------------------------------------------------------------
 
 # A word that stands alone, and what it sets.
-_FLAGS: Final[dict[str, dict[str, Any]]] = {
+FLAGS: Final[dict[str, dict[str, Any]]] = {
     "ro": {"read_only": True},
     "rw": {"read_only": False},
     "plink": {"plink": True},
@@ -208,7 +217,7 @@ _WITHOUT_EFFECT_YET: Final = ("coo_reg", "coo_all", "moo", "fhsm")
 
 _KNOWN: Final = sorted(
     {
-        *_FLAGS,
+        *FLAGS,
         *_IGNORED_VALUES,
         *_NOT_YET,
         *_POLICIES_NOT_YET,
@@ -227,7 +236,7 @@ def parse_options(texts: Sequence[bytes], warn: Warn) -> MountOptions:
     warn: called with one line for what is accepted and has no effect.
     Raises OptionError (aufs.md 1.4, 9).
     """
-    words = [word for text in texts for word in _split(text, b",") if word]
+    words = [word for text in texts for word in split(text, b",") if word]
     profile = AUFS
     for name, value in map(_name_and_value, words):
         if name == "profile":
@@ -257,10 +266,10 @@ class _Reader:
             raise OptionError(
                 f"'{printable(word)}' is no branch list", "write br:/changes=rw:/base=ro"
             )
-        elif name in _FLAGS:
+        elif name in FLAGS:
             if value is not None:
                 raise OptionError(f"option '{name}' takes no value", f"write just '{name}'")
-            self.changes.update(_FLAGS[name])
+            self.changes.update(FLAGS[name])
         elif name == "udba":
             self.changes["udba"] = _udba(_text(value))
         elif name in _POLICIES_NOT_YET:
@@ -294,13 +303,13 @@ def _name_and_value(word: bytes) -> tuple[str, bytes | None]:
 
 
 def _text(value: bytes | None) -> str:
-    return os.fsdecode(_unescape(value or b""))
+    return os.fsdecode(unescape(value or b""))
 
 
 def _path(name: str, value: bytes | None) -> bytes:
     if not value:
         raise OptionError(f"option '{name}' needs a value", f"write {name}=VALUE")
-    return _unescape(value)
+    return unescape(value)
 
 
 def _not_yet(what: str, remedy: str = "leave it out") -> OptionError:
@@ -339,7 +348,7 @@ def _check_policy(name: str, value: str) -> None:
 
 def _branch_list(text: bytes, warn: Warn) -> Iterator[BranchSpec]:
     """Read ``A=perm:B=perm``.  An empty element ends the list without a word (aufs.md 1.3)."""
-    for element in _split(text, b":"):
+    for element in split(text, b":"):
         if not element:
             return
         yield _branch(element, warn)
@@ -347,8 +356,8 @@ def _branch_list(text: bytes, warn: Warn) -> Iterator[BranchSpec]:
 
 def _branch(text: bytes, warn: Warn) -> BranchSpec:
     """Read ``PATH``, ``PATH=`` or ``PATH=perm+attr`` (aufs.md 1.2)."""
-    raw_path, *rest = _split(text, b"=", once=True)
-    path = _unescape(raw_path)
+    raw_path, *rest = split(text, b"=", once=True)
+    path = unescape(raw_path)
     if not path:
         raise OptionError(
             f"a branch has no path ('{printable(text)}')", "write PATH=rw or PATH=ro+wh"
@@ -381,100 +390,3 @@ def _check_branches(branches: Sequence[BranchSpec], profile: Profile) -> None:
                 f"a writable branch that is not the first ({printable(branch.path)}=rw)",
                 "put the one writable branch first and make the others ro",
             )
-
-
-# --- escapes and printing -----------------------------------------------------------------------
-
-_ESCAPES: Final = frozenset({b"\\,", b"\\:", b"\\=", b"\\\\"})
-
-
-def _split(text: bytes, separator: bytes, *, once: bool = False) -> list[bytes]:
-    """Cut at each separator that no backslash protects.  The parts keep their escapes."""
-    parts: list[bytes] = []
-    start = here = 0
-    while here < len(text):
-        if text[here : here + 2] in _ESCAPES:
-            here += 2
-            continue
-        if text[here : here + 1] == separator:
-            parts.append(text[start:here])
-            start = here + 1
-            if once:
-                break
-        here += 1
-    parts.append(text[start:])
-    return parts
-
-
-def _unescape(text: bytes) -> bytes:
-    result = bytearray()
-    here = 0
-    while here < len(text):
-        if text[here : here + 2] in _ESCAPES:
-            here += 1
-        result.append(text[here])
-        here += 1
-    return bytes(result)
-
-
-def escape_value(path: bytes) -> bytes:
-    """Write a path so that it can stand in an option string whatever it contains."""
-    for special in (b"\\", b",", b":", b"="):
-        path = path.replace(special, b"\\" + special)
-    return path
-
-
-def branch_string(branches: Sequence[BranchSpec]) -> bytes:
-    """Print branches as ``br:PATH=perm:PATH=perm``; parses back to the same branches."""
-    return b"br:" + b":".join(
-        escape_value(branch.path)
-        + (b"" if branch.permission is None else b"=" + str(branch.permission).encode())
-        for branch in branches
-    )
-
-
-def option_string(options: MountOptions) -> bytes:
-    """Print options so that ``parse_options([option_string(o)]) == o``.
-
-    Only what differs from the profile is printed; the branches come last.
-    """
-    default = default_options(options.profile)
-    words: list[bytes] = []
-    if options.profile is not AUFS:
-        words.append(b"profile=" + options.profile.name.encode())
-    for flag, effect in _FLAGS.items():
-        if any(
-            getattr(options, name) == value != getattr(default, name)
-            for name, value in effect.items()
-        ):
-            words.append(flag.encode())
-    if options.udba != default.udba:
-        words.append(b"udba=" + options.udba.encode())
-    for name in ("xino", "log", "fsname"):
-        value = getattr(options, name)
-        if value is not None:
-            words.append(name.encode() + b"=" + escape_value(value))
-    words.append(branch_string(options.branches))
-    return b",".join(words)
-
-
-def kernel_style_string(options: MountOptions, si: str, *, with_branches: bool = False) -> bytes:
-    """Print what aufs would show in /proc/mounts for this mount (aufs.md 1.5).
-
-    si: hexadecimal id of the mount.  Only what differs from the aufs defaults is printed, in the
-    order of aufs.  ``dirperm1`` is always there: it is how this filesystem checks permissions.
-    The branches come last if asked for; aufs leaves them to the brN files.
-    """
-    words = ["acl"] if options.acl else []
-    words.append(f"si={si}")
-    if options.noxino:
-        words.append("noxino")
-    if options.udba != "reval":
-        words.append(f"udba={options.udba}")
-    if not options.plink:
-        words.append("noplink")
-    words.append("dirperm1")
-    if options.dirwh != 3:
-        words.append(f"dirwh={options.dirwh}")
-    text = ",".join(words).encode()
-    return text + b"," + branch_string(options.branches) if with_branches else text

@@ -1,0 +1,14 @@
+"""One branch: its permission, its root descriptor, and the forms in which deletions are written."""
+
+from unionfs.branch.branch import Branch, WritableBranch
+from unionfs.branch.directory import Directory, WritableDirectory
+from unionfs.branch.opening import BranchError, open_branches
+
+__all__ = [
+    "Branch",
+    "BranchError",
+    "Directory",
+    "WritableBranch",
+    "WritableDirectory",
+    "open_branches",
+]

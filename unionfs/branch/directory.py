@@ -1,0 +1,350 @@
+"""One directory of one branch, held open: the only way to anything that lies in it.
+
+A ``Directory`` can be looked at, a ``WritableDirectory`` can also be changed. A read-only branch
+hands out the former and so has no way to be written to: the difference is a type, not a flag.
+
+Every method takes the name of one entry and acts relative to the descriptor, and none follows a
+symbolic link. So a branch may lie below its own mount point, may be unmounted behind our back, and may
+have been filled by a stranger: no path of this host is ever walked.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import (
+    EEXIST,
+    EIO,
+    ELOOP,
+    EMLINK,
+    ENOENT,
+    ENOTDIR,
+    ENOTEMPTY,
+    ENXIO,
+    EOPNOTSUPP,
+    EPERM,
+)
+from typing import TYPE_CHECKING, Final
+
+from unionfs import syscalls
+from unionfs.branch.forms import (
+    OPAQUE_MARK,
+    temporary_name,
+    whiteout_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unionfs.branch.branch import Branch, WritableBranch
+
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# A fifo put where a file was must not stop the daemon: never wait in open.
+_FILE: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+
+class Directory:
+    """A directory of a branch, for looking.
+
+    Attributes:
+        branch: the branch it belongs to.
+        fd: its ``O_PATH`` descriptor, owned by this object.
+    """
+
+    __slots__ = ("branch", "fd")
+
+    def __init__(self, branch: Branch, fd: int) -> None:
+        self.branch = branch
+        self.fd = fd
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self.fd)
+
+    def status(self) -> os.stat_result:
+        """Return the attributes of the directory itself."""
+        return os.fstat(self.fd)
+
+    def stat(self, name: bytes) -> os.stat_result:
+        """Return the attributes of an entry; ``OSError`` ``ENOENT`` when there is none."""
+        return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+
+    def find(self, name: bytes) -> os.stat_result | None:
+        """Return the attributes of an entry, or None when there is none."""
+        try:
+            return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in (ENOENT, ENOTDIR):
+                return None
+            raise
+
+    def hides(self, name: bytes) -> bool:
+        """Tell whether a whiteout here hides ``name`` in lower branches.
+
+        Raises:
+            OSError: ``EIO`` when the whiteout is not a regular file (aufs.md 2.1).
+        """
+        whiteout = whiteout_of(name)
+        if not os.access(whiteout, os.F_OK, dir_fd=self.fd, follow_symlinks=False):
+            return False
+        return self._is_mark(whiteout)
+
+    def is_opaque(self, name: bytes | None = None) -> bool:
+        """Tell whether lower branches are shut out of this directory, or of its child ``name``."""
+        mark = OPAQUE_MARK if name is None else name + b"/" + OPAQUE_MARK
+        if not os.access(mark, os.F_OK, dir_fd=self.fd, follow_symlinks=False):
+            return False
+        return self._is_mark(mark)
+
+    def _is_mark(self, mark: bytes) -> bool:
+        status = self.find(mark)
+        if status is None:
+            return False
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(EIO, "a whiteout that is not a regular file", mark)
+        return True
+
+    def open_child(self, name: bytes) -> int:
+        """Open a sub-directory and return its ``O_PATH`` descriptor."""
+        if self.branch.walled:
+            return os.open(name, _DIRECTORY, dir_fd=self.fd)
+        return syscalls.openat2(self.fd, name, _DIRECTORY, resolve=self.branch.resolve)
+
+    def open_file(self, name: bytes, flags: int = os.O_RDONLY) -> int:
+        """Open a regular file.
+
+        Args:
+            flags: ``O_RDONLY`` or, on a writable branch, ``O_RDWR``.
+
+        Raises:
+            OSError: ``EIO`` when something else than a regular file has taken the name.
+        """
+        try:
+            fd = os.open(name, flags | _FILE, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno in (ELOOP, ENXIO):
+                raise OSError(EIO, "not a regular file any more", name) from error
+            raise
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(EIO, "not a regular file any more", name)
+        return fd
+
+    def readlink(self, name: bytes) -> bytes:
+        """Return the text of a symbolic link."""
+        return os.readlink(name, dir_fd=self.fd)
+
+    def scan(self) -> Iterator[os.DirEntry[str]]:
+        """Yield the entries in the order of the branch's filesystem, ``.`` and ``..`` left out.
+
+        Their names are ``str`` (``scandir`` of a descriptor knows no other); ``os.fsencode`` gives
+        the bytes back unharmed.
+        """
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            with os.scandir(fd) as entries:
+                yield from entries
+        finally:
+            os.close(fd)
+
+    def list_xattrs(self, name: bytes) -> list[bytes]:
+        """List the names of the extended attributes of an entry."""
+        return syscalls.listxattr_at(self.fd, name)
+
+    def get_xattr(self, name: bytes, key: bytes) -> bytes:
+        """Read one extended attribute of an entry."""
+        return syscalls.getxattr_at(self.fd, name, key)
+
+
+class WritableDirectory(Directory):
+    """A directory of a writable branch: it can be looked at and changed."""
+
+    __slots__ = ()
+
+    branch: WritableBranch
+
+    def duplicate(self) -> WritableDirectory:
+        """Return the same directory with a descriptor of its own, for a job."""
+        return WritableDirectory(self.branch, os.dup(self.fd))
+
+    def create_file(self, name: bytes) -> int:
+        """Create an empty file only the daemon can open, and return it opened ``O_RDWR``."""
+        return os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | _FILE, 0o600, dir_fd=self.fd)
+
+    def make_directory(self, name: bytes) -> None:
+        """Create an empty directory only the daemon can enter."""
+        os.mkdir(name, 0o700, dir_fd=self.fd)
+
+    def make_symlink(self, name: bytes, text: bytes) -> None:
+        """Create a symbolic link."""
+        os.symlink(text, name, dir_fd=self.fd)
+
+    def make_node(self, name: bytes, kind: int, device: int) -> None:
+        """Create a fifo, a socket or a device node with no permissions yet.
+
+        Args:
+            kind: the file type bits (``S_IFIFO`` and so on).
+            device: the device number, 0 for a fifo or a socket.
+        """
+        os.mknod(name, kind, device, dir_fd=self.fd)
+
+    def link(self, source: Directory, source_name: bytes, name: bytes) -> None:
+        """Make ``name`` here a hard link of an entry of ``source``."""
+        os.link(
+            source_name, name, src_dir_fd=source.fd, dst_dir_fd=self.fd, follow_symlinks=False
+        )
+
+    def unlink(self, name: bytes) -> None:
+        """Remove an entry that is not a directory."""
+        os.unlink(name, dir_fd=self.fd)
+
+    def remove_directory(self, name: bytes) -> None:
+        """Remove an empty directory."""
+        os.rmdir(name, dir_fd=self.fd)
+
+    def rename(self, name: bytes, target: WritableDirectory, target_name: bytes) -> None:
+        """Move an entry, replacing what the target name holds."""
+        os.rename(name, target_name, src_dir_fd=self.fd, dst_dir_fd=target.fd)
+
+    def set_owner(self, name: bytes, uid: int, gid: int) -> None:
+        """Change the owner of an entry; -1 leaves an id as it is."""
+        os.chown(name, uid, gid, dir_fd=self.fd, follow_symlinks=False)
+
+    def set_mode(self, name: bytes, mode: int) -> None:
+        """Change the permission bits of an entry that is not a symbolic link."""
+        # fchmodat() follows links, but the name was just seen or made not to be one, and through
+        # the pinned object a link put there meanwhile is refused rather than followed.
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            os.chmod(b"/proc/self/fd/%d" % fd, mode)
+        finally:
+            os.close(fd)
+
+    def set_times(self, name: bytes, atime_ns: int, mtime_ns: int) -> None:
+        """Set both times of an entry, in nanoseconds since the epoch."""
+        os.utime(name, ns=(atime_ns, mtime_ns), dir_fd=self.fd, follow_symlinks=False)
+
+    def set_own_times(self, status: os.stat_result) -> None:
+        """Set the times of this directory back to those of an earlier ``status``."""
+        os.utime(b".", ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=self.fd)
+
+    def set_xattr(self, name: bytes, key: bytes, value: bytes) -> None:
+        """Set an extended attribute of an entry."""
+        syscalls.setxattr_at(self.fd, name, key, value)
+
+    def remove_xattr(self, name: bytes, key: bytes) -> None:
+        """Remove an extended attribute of an entry."""
+        syscalls.removexattr_at(self.fd, name, key)
+
+    def temporary(self, name: bytes) -> bytes:
+        """Return an unused temporary name for building or taking down ``name``."""
+        while True:
+            candidate = temporary_name(name, self.branch.next_count())
+            if not os.access(candidate, os.F_OK, dir_fd=self.fd, follow_symlinks=False):
+                return candidate
+
+    def whiteout(self, name: bytes) -> bool:
+        """Hide ``name`` in all lower branches.
+
+        Returns:
+            True when a whiteout was made, False when it was there already.
+        """
+        return self._mark(whiteout_of(name))
+
+    def remove_whiteout(self, name: bytes) -> None:
+        """Stop hiding ``name``; nothing happens when it was not hidden."""
+        try:
+            os.unlink(whiteout_of(name), dir_fd=self.fd)
+        except FileNotFoundError:
+            pass
+
+    def set_opaque(self, name: bytes) -> bool:
+        """Shut lower branches out of the sub-directory ``name``; False when they were already."""
+        child = WritableDirectory(self.branch, self.open_child(name))
+        try:
+            return child._mark(OPAQUE_MARK)
+        finally:
+            child.close()
+
+    def clear_opaque(self, name: bytes) -> None:
+        """Take back :meth:`set_opaque`."""
+        child = WritableDirectory(self.branch, self.open_child(name))
+        try:
+            child.unlink(OPAQUE_MARK)
+        finally:
+            child.close()
+
+    def _mark(self, mark: bytes) -> bool:
+        """Create a whiteout or an opaque mark: a hard link of the branch's base file."""
+        base = self.branch.whiteout_base
+        if base:
+            try:
+                os.link(
+                    base,
+                    mark,
+                    src_dir_fd=self.branch.root.fd,
+                    dst_dir_fd=self.fd,
+                    follow_symlinks=False,
+                )
+                return True
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in (EMLINK, EPERM, EOPNOTSUPP, ENOENT):
+                    raise
+                if error.errno in (EMLINK, ENOENT):
+                    self.branch.renew_whiteout_base()
+        try:
+            fd = os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _FILE, 0o444, dir_fd=self.fd)
+        except FileExistsError:
+            return False
+        os.close(fd)
+        return True
+
+    def remove_tree(self, name: bytes) -> None:
+        """Remove the directory ``name`` with all that is in it, however deep, never leaving it."""
+        # One open directory a level; sub-directories not yet removed wait in `pending`.
+        opened: list[WritableDirectory] = []
+        names = [name]
+        pending: list[list[bytes]] = []
+        try:
+            while True:
+                here = opened[-1] if opened else self
+                if here._remove_if_empty(names[-1]):
+                    names.pop()
+                    if not opened:
+                        return
+                else:
+                    child = WritableDirectory(self.branch, here.open_child(names[-1]))
+                    opened.append(child)
+                    pending.append(child._empty_out())
+                if pending[-1]:
+                    names.append(pending[-1].pop())
+                else:
+                    pending.pop()
+                    opened.pop().close()
+        finally:
+            for directory in opened:
+                directory.close()
+
+    def _remove_if_empty(self, name: bytes) -> bool:
+        try:
+            self.remove_directory(name)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno in (EEXIST, ENOTEMPTY):
+                return False
+            raise
+        return True
+
+    def _empty_out(self) -> list[bytes]:
+        """Remove all entries that are not directories; return the names of those that are."""
+        directories = []
+        for entry in list(self.scan()):
+            name = os.fsencode(entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(name)
+            else:
+                self.unlink(name)
+        return directories

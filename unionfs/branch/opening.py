@@ -1,0 +1,250 @@
+"""Opening the branches of a union: every check that can be made before anything is mounted.
+
+(Specification: aufs.md 1.1, 1.2 and 1.4. The wording of the errors is for people: one line that
+names the branch and says what to do.)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from errno import EBUSY, EINVAL, ENOSPC, ENOTDIR, EROFS, errorcode
+from typing import TYPE_CHECKING, Final, Protocol
+
+from unionfs import syscalls
+from unionfs.branch.branch import Branch, WritableBranch
+from unionfs.branch.permission import Access, Permission
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+# Filesystems that are read-only by nature: a branch on one is `rr` unless it says otherwise.
+_NATIVELY_READ_ONLY: Final = {
+    0x73717368: "squashfs",
+    0x9660: "iso9660",
+    0x28CD3D45: "cramfs",
+    0x7275: "romfs",
+    0xE0F5E1E2: "erofs",
+}
+_NO_BRANCH: Final = {
+    0x9FA0: "proc",
+    0x62656572: "sysfs",
+    0x62656570: "configfs",
+    0x64626720: "debugfs",
+    0x73636673: "securityfs",
+    0x61756673: "aufs",
+    0xF15F: "ecryptfs",
+}
+# A union that was just unmounted may take a moment to let go of its branch.
+_LOCK_PATIENCE_S: Final = 3.0
+
+
+class BranchError(OSError):
+    """A branch that cannot be used; its text is one line for the user."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(number, text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Specification(Protocol):
+    """What the user said about one branch; ``permission`` is None when nothing was said."""
+
+    @property
+    def path(self) -> bytes: ...
+    @property
+    def permission(self) -> Permission | None: ...
+
+
+def open_branches(
+    specifications: Sequence[Specification],
+    *,
+    read_only: bool = False,
+    exclusive: bool = True,
+    limit: int = 127,
+    warn: Callable[[str], None],
+) -> list[Branch]:
+    """Open and check all branches, top first.
+
+    Args:
+        specifications: path and permission of each.
+        read_only: the union is mounted ``ro``: its top branch does not default to ``rw``.
+        exclusive: keep every other union off the writable branches.
+        limit: the largest number of branches.
+        warn: receives one line for each thing the user should know.
+
+    Raises:
+        BranchError: when one cannot be used. None stays open then.
+    """
+    if not specifications:
+        raise BranchError(EINVAL, "no branch is given (EINVAL): name them with -o br:TOP=rw:LOWER")
+    if len(specifications) > limit:
+        raise BranchError(
+            ENOSPC, f"{len(specifications)} branches are more than the limit of {limit} (ENOSPC)"
+        )
+    branches: list[Branch] = []
+    try:
+        for index, specification in enumerate(specifications):
+            branches.append(_open(specification, index, read_only=read_only, exclusive=exclusive))
+        _refuse_overlap(branches)
+    except BaseException:
+        for branch in branches:
+            branch.close()
+        raise
+    if not read_only and not branches[0].writable:
+        warn(f"the top branch {branches[0]} is not writable: the union can only be read")
+    return branches
+
+
+def _open(
+    specification: Specification, index: int, *, read_only: bool, exclusive: bool
+) -> Branch:
+    path = specification.path
+    shown = os.fsdecode(path)
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except NotADirectoryError as error:
+        raise BranchError(
+            ENOTDIR, f"branch {shown} is not a directory (ENOTDIR): a branch is a directory"
+        ) from error
+    except OSError as error:
+        name = errorcode.get(error.errno or 0, "?")
+        advice = {
+            "ENOENT": "create it or correct the path",
+            "EACCES": "search permission is needed on every directory above it",
+        }.get(name, os.strerror(error.errno or 0))
+        raise BranchError(
+            error.errno or EINVAL, f"branch {shown} cannot be opened ({name}): {advice}"
+        ) from error
+    lock_fd = -1
+    try:
+        magic = syscalls.filesystem_magic(fd)
+        if magic in _NO_BRANCH:
+            raise BranchError(
+                EINVAL, f"branch {shown} lies on {_NO_BRANCH[magic]}, which cannot be a branch (EINVAL)"
+            )
+        permission = specification.permission or _default(index, magic, read_only=read_only)
+        if permission.writable:
+            _check_writable(fd, shown)
+            if exclusive:
+                lock_fd = _lock(fd, shown)
+        fd, walled = _wall_off(fd)
+        if permission.writable:
+            return WritableBranch(
+                path, index, permission, fd, walled=walled, magic=magic, lock_fd=lock_fd
+            )
+        return Branch(path, index, permission, fd, walled=walled, magic=magic)
+    except BaseException:
+        os.close(fd)
+        if lock_fd >= 0:
+            os.close(lock_fd)
+        raise
+
+
+def _default(index: int, magic: int, *, read_only: bool) -> Permission:
+    """Return the permission of a branch about which nothing was said (aufs.md 1.2)."""
+    if magic in _NATIVELY_READ_ONLY:
+        return Permission(Access.RR, frozenset())
+    if index == 0 and not read_only:
+        return Permission(Access.RW, frozenset())
+    return Permission(Access.RO, frozenset())
+
+
+def _check_writable(fd: int, shown: str) -> None:
+    status = os.fstatvfs(fd)
+    if status.f_flag & os.ST_RDONLY:
+        raise BranchError(
+            EROFS,
+            f"branch {shown} is rw but its filesystem is mounted read-only (EROFS): use {shown}=ro",
+        )
+    if status.f_namemax < 255:
+        raise BranchError(
+            EINVAL,
+            f"branch {shown} is rw but its filesystem allows names of only {status.f_namemax} "
+            "bytes (EINVAL): whiteouts need 255",
+        )
+
+
+def _lock(fd: int, shown: str) -> int:
+    """Keep other unions off a writable branch for as long as the returned descriptor is open."""
+    try:
+        lock_fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    except OSError as error:
+        name = errorcode.get(error.errno or 0, "?")
+        raise BranchError(
+            error.errno or EINVAL, f"branch {shown} cannot be read ({name}): check its permissions"
+        ) from error
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() < deadline:
+                time.sleep(0.02)
+                continue
+            os.close(lock_fd)
+            raise BranchError(
+                EBUSY,
+                f"branch {shown} is the writable branch of another union (EBUSY): unmount that "
+                f"one first, or use {shown}=ro",
+            ) from error
+        except OSError:
+            pass  # a filesystem without locks: nothing can be promised there
+        return lock_fd
+
+
+def _wall_off(fd: int) -> tuple[int, bool]:
+    """Return a descriptor of the branch without the mounts below it, and whether that worked."""
+    try:
+        clone = syscalls.open_tree_clone(fd)
+    except OSError:
+        return fd, False
+    os.close(fd)
+    return clone, True
+
+
+def _refuse_overlap(branches: Sequence[Branch]) -> None:
+    """Refuse a branch that is, contains or lies in another on the same filesystem (aufs.md 1.1)."""
+    tops: dict[tuple[int, int], Branch] = {}
+    for branch in branches:
+        status = os.fstat(branch.root.fd)
+        key = (status.st_dev, status.st_ino)
+        if key in tops:
+            raise BranchError(
+                EINVAL,
+                f"branches {tops[key]} and {branch} are the same directory (EINVAL): name it once",
+            )
+        tops[key] = branch
+    seen: set[tuple[int, int]] = set()
+    for branch in branches:
+        # The walk upwards starts from the path: a walled-off root has nothing above it.
+        fd = os.open(branch.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(fd)
+            device, last = status.st_dev, status.st_ino
+            while True:
+                above = os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+                os.close(fd)
+                fd = above
+                status = os.fstat(fd)
+                key = (status.st_dev, status.st_ino)
+                if status.st_dev != device or status.st_ino == last:
+                    break
+                last = status.st_ino
+                if key in tops:
+                    raise BranchError(
+                        EINVAL,
+                        f"branch {branch} lies inside branch {tops[key]} (EINVAL): branches must "
+                        "not overlap",
+                    )
+                if key in seen:
+                    break
+                seen.add(key)
+        finally:
+            os.close(fd)
+
+

@@ -1,0 +1,78 @@
+"""The one door between requests and the core: whatever happens inside, the caller gets an errno.
+
+An exception that escapes from a request handler ends the daemon, and with it every container that lives
+on the mount. So each handler passes through :func:`guarded`: an ``OSError`` becomes its errno; anything
+else is a fault of ours, is logged with the request, and the caller gets EIO.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import pyfuse3
+import trio
+
+from unionfs.union.operation import Latch
+
+if TYPE_CHECKING:
+    from unionfs.union.operation import Operation
+
+T = TypeVar("T")
+Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
+
+log = logging.getLogger(__name__)
+
+
+def guarded(handler: Handler) -> Handler:
+    """Wrap a request handler so that nothing but ``FUSEError`` leaves it."""
+
+    @functools.wraps(handler)
+    async def call(self: object, *args: Any) -> Any:
+        try:
+            return await handler(self, *args)
+        except OSError as error:
+            number = error.errno
+            if number is None or number <= 0:
+                log.error("%s%r failed without an errno: %s", handler.__name__, args, error)
+                number = errno.EIO
+            log.debug("%s%r: %s", handler.__name__, args, error)
+            raise pyfuse3.FUSEError(number) from None
+        except pyfuse3.FUSEError:
+            raise
+        except Exception:
+            log.exception("%s%r failed unexpectedly", handler.__name__, args)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return cast("Handler", call)
+
+
+async def drive(operation: Operation[T]) -> T:
+    """Run an operation of the core: its jobs in worker threads, its waits as waits of this task.
+
+    Returns:
+        What the operation returns.
+
+    Raises:
+        OSError: what the operation raises.
+    """
+    try:
+        pending = next(operation)
+        while True:
+            result: Any = None
+            try:
+                if isinstance(pending, Latch):
+                    event = trio.Event()
+                    pending.on_open(event.set)
+                    await event.wait()
+                else:
+                    result = await trio.to_thread.run_sync(pending.run)
+            except BaseException as error:
+                pending = operation.throw(error)
+            else:
+                pending = operation.send(result)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # StopIteration is not generic

@@ -1,0 +1,421 @@
+"""FUSE requests, answered by the core: numbers become nodes, answers become structs, and no more.
+
+What the kernel may keep is decided here too. With ``udba=none`` nobody else changes the branches, so it
+may keep names, the absence of names and attributes for a day; with ``udba=reval`` it asks each time, and
+file contents stay cached only while the file is unchanged (aufs.md 7).
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import stat
+from typing import TYPE_CHECKING, Final, cast
+
+import pyfuse3
+
+from unionfs.fuse.guard import drive, guarded
+from unionfs.union.core import (
+    Caller,
+    Change,
+    DirectoryStream,
+    Entry,
+    FileHandle,
+    FileNode,
+    Job,
+    Union,
+    is_too_long,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_DAY_S: Final = 86400
+_BLOCK: Final = 4096
+
+log = logging.getLogger(__name__)
+
+
+class UnionOperations(pyfuse3.Operations):
+    """The request handlers of one mount.
+
+    Args:
+        union: the union to serve.
+        trusting: nobody else changes the branches (``udba=none``).
+        fsync: fsync has to be answered by doing it; else it is switched off (``volatile``).
+        background: starts a job that nobody waits for.
+    """
+
+    supports_dot_lookup = False  # would promise answers about nodes that were forgotten
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(
+        self,
+        union: Union,
+        *,
+        trusting: bool,
+        fsync: bool,
+        background: Callable[[Job], None],
+    ) -> None:
+        super().__init__()
+        self.union = union
+        self.fsync_wanted = fsync
+        self.timeout = _DAY_S if trusting else 0
+        self._background = background
+        self._flush_needed = any(branch.writable and branch.remote for branch in union.branches)
+        self._next_handle = itertools.count(1)
+        self._files: dict[int, FileHandle] = {}
+        self._streams: dict[int, DirectoryStream] = {}
+
+    # answers
+
+    def _attributes(self, entry: Entry) -> pyfuse3.EntryAttributes:
+        node, status, nlink = entry
+        answer = pyfuse3.EntryAttributes()
+        answer.st_ino = pyfuse3.InodeT(node.number)
+        answer.generation = 0
+        answer.entry_timeout = answer.attr_timeout = self.timeout
+        answer.st_mode = pyfuse3.ModeT(status.st_mode)
+        answer.st_nlink = nlink
+        answer.st_uid = status.st_uid
+        answer.st_gid = status.st_gid
+        answer.st_rdev = status.st_rdev
+        answer.st_size = status.st_size
+        answer.st_blksize = _BLOCK
+        answer.st_blocks = status.st_blocks
+        answer.st_atime_ns = status.st_atime_ns
+        answer.st_mtime_ns = status.st_mtime_ns
+        answer.st_ctime_ns = status.st_ctime_ns
+        return answer
+
+    def _absent(self) -> pyfuse3.EntryAttributes:
+        """The answer "there is nothing", which the kernel may remember."""
+        answer = pyfuse3.EntryAttributes()
+        answer.st_ino = pyfuse3.InodeT(0)
+        answer.entry_timeout = self.timeout
+        return answer
+
+    def _opened(self, handle: FileHandle) -> pyfuse3.FileInfo:
+        number = next(self._next_handle)
+        self._files[number] = handle
+        return pyfuse3.FileInfo(
+            fh=pyfuse3.FileHandleT(number), keep_cache=self._may_keep_cache(handle.node)
+        )
+
+    def _may_keep_cache(self, node: FileNode) -> bool:
+        if self.timeout:
+            return True
+        status = os.fstat(node.fd)
+        key = (*node.identity, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+        same, node.cache_key = node.cache_key == key, key
+        return same
+
+    def _start_background(self) -> None:
+        for job in self.union.take_background():
+            self._background(job)
+
+    # looking
+
+    @guarded
+    async def lookup(
+        self,
+        parent_inode: pyfuse3.InodeT,
+        name: pyfuse3.FileNameT,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        try:
+            return self._attributes(self.union.lookup(self.union.directory(parent_inode), name))
+        except OSError as error:
+            if error.errno == errno.ENOENT and self.timeout:
+                return self._absent()
+            raise
+
+    async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
+        for number, count in inode_list:
+            try:
+                self.union.forget(number, count)
+            except Exception:
+                log.exception("forget(%d, %d) failed unexpectedly", number, count)
+
+    @guarded
+    async def getattr(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._attributes(self.union.getattr(self.union.node(inode)))
+
+    @guarded
+    async def readlink(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileNameT:
+        return pyfuse3.FileNameT(self.union.readlink(self.union.file(inode)))
+
+    @guarded
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        status = self.union.statfs()
+        answer = pyfuse3.StatvfsData()
+        answer.f_bsize = status.f_bsize
+        answer.f_frsize = status.f_frsize
+        answer.f_blocks = status.f_blocks
+        answer.f_bfree = status.f_bfree
+        answer.f_bavail = status.f_bavail
+        answer.f_files = status.f_files
+        answer.f_ffree = status.f_ffree
+        answer.f_favail = status.f_favail
+        answer.f_namemax = status.f_namemax
+        return answer
+
+    @guarded
+    async def opendir(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileHandleT:
+        number = next(self._next_handle)
+        self._streams[number] = self.union.open_directory(self.union.directory(inode))
+        return pyfuse3.FileHandleT(number)
+
+    @guarded
+    async def readdir(
+        self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken
+    ) -> None:
+        # Offsets: 1 follows ".", 2 follows "..", n + 2 follows the name with offset n.
+        stream = self._streams[fh]
+        union = self.union
+        reply = pyfuse3.readdir_reply
+        if start_id < 1:
+            # The kernel takes these two for the names only, so they are not counted as remembered.
+            if not reply(token, b".", self._attributes(union.getattr(stream.node)), 1):
+                return
+        if start_id < 2:
+            if not reply(token, b"..", self._attributes(union.getattr(stream.node.parent)), 2):
+                return
+        for offset, name, item in union.read_directory(stream, max(start_id - 2, 0)):
+            if is_too_long(name):
+                if not self._reply_phantom(token, name, union.phantom_number(item), offset + 2):
+                    return
+                continue
+            entry = union.listed(stream, name, item)
+            if entry is None:
+                continue
+            if not reply(token, name, self._attributes(entry), offset + 2):
+                union.drop_unused(entry)
+                return
+            union.remember(entry)
+
+    def _reply_phantom(
+        self, token: pyfuse3.ReaddirToken, name: bytes, number: int, following: int
+    ) -> bool:
+        """List a name that is too long to be looked up: no type, no node.
+
+        Attributes without a file type make the kernel list the name and then forget the node at
+        once, so the node that happens to have the number is counted for that.
+        """
+        answer = pyfuse3.EntryAttributes()
+        answer.st_ino = pyfuse3.InodeT(number)
+        answer.entry_timeout = answer.attr_timeout = 0
+        answer.st_mode = pyfuse3.ModeT(0)
+        if not pyfuse3.readdir_reply(token, name, answer, following):
+            return False
+        node = self.union.state.nodes.get(number)
+        if node is not None:
+            node.lookups += 1
+        return True
+
+    @guarded
+    async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
+        self.union.close_directory(self._streams.pop(fh))
+
+    @guarded
+    async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
+        if not self.fsync_wanted:
+            raise pyfuse3.FUSEError(errno.ENOSYS)
+        await drive(self.union.sync_directory(self._streams[fh].node))
+
+    @guarded
+    async def getxattr(
+        self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
+    ) -> bytes:
+        return self.union.get_xattr(self.union.node(inode), name)
+
+    @guarded
+    async def listxattr(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
+    ) -> Sequence[pyfuse3.XAttrNameT]:
+        names = self.union.list_xattrs(self.union.node(inode), privileged=ctx.uid == 0)
+        return [pyfuse3.XAttrNameT(name) for name in names]
+
+    # changing
+
+    @guarded
+    async def setxattr(
+        self,
+        inode: pyfuse3.InodeT,
+        name: pyfuse3.XAttrNameT,
+        value: bytes,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        await drive(self.union.set_xattr(self.union.node(inode), name, value))
+
+    @guarded
+    async def removexattr(
+        self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
+    ) -> None:
+        await drive(self.union.remove_xattr(self.union.node(inode), name))
+
+    @guarded
+    async def setattr(
+        self,
+        inode: pyfuse3.InodeT,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: pyfuse3.FileHandleT | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        change = Change(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return self._attributes(await drive(self.union.setattr(self.union.node(inode), change)))
+
+    @guarded
+    async def mknod(
+        self,
+        parent_inode: pyfuse3.InodeT,
+        name: pyfuse3.FileNameT,
+        mode: pyfuse3.ModeT,
+        rdev: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        parent = self.union.directory(parent_inode)
+        return self._attributes(self.union.mknod(parent, name, mode, rdev, _caller(ctx)))
+
+    @guarded
+    async def mkdir(
+        self,
+        parent_inode: pyfuse3.InodeT,
+        name: pyfuse3.FileNameT,
+        mode: pyfuse3.ModeT,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        parent = self.union.directory(parent_inode)
+        return self._attributes(
+            self.union.mkdir(parent, name, stat.S_IMODE(mode), _caller(ctx))
+        )
+
+    @guarded
+    async def symlink(
+        self,
+        parent_inode: pyfuse3.InodeT,
+        name: pyfuse3.FileNameT,
+        target: pyfuse3.FileNameT,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        parent = self.union.directory(parent_inode)
+        return self._attributes(self.union.symlink(parent, name, target, _caller(ctx)))
+
+    @guarded
+    async def link(
+        self,
+        inode: pyfuse3.InodeT,
+        new_parent_inode: pyfuse3.InodeT,
+        new_name: pyfuse3.FileNameT,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        parent = self.union.directory(new_parent_inode)
+        operation = self.union.link(self.union.node(inode), parent, new_name)
+        return self._attributes(await drive(operation))
+
+    @guarded
+    async def unlink(
+        self,
+        parent_inode: pyfuse3.InodeT,
+        name: pyfuse3.FileNameT,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        await drive(self.union.unlink(self.union.directory(parent_inode), name))
+
+    @guarded
+    async def rmdir(
+        self,
+        parent_inode: pyfuse3.InodeT,
+        name: pyfuse3.FileNameT,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        self.union.rmdir(self.union.directory(parent_inode), name)
+        self._start_background()
+
+    @guarded
+    async def rename(
+        self,
+        parent_inode_old: pyfuse3.InodeT,
+        name_old: pyfuse3.FileNameT,
+        parent_inode_new: pyfuse3.InodeT,
+        name_new: pyfuse3.FileNameT,
+        flags: pyfuse3.FlagT,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        old = self.union.directory(parent_inode_old)
+        new = self.union.directory(parent_inode_new)
+        await drive(self.union.rename(old, name_old, new, name_new, flags))
+        self._start_background()
+
+    # open files
+
+    @guarded
+    async def create(
+        self,
+        parent_inode: pyfuse3.InodeT,
+        name: pyfuse3.FileNameT,
+        mode: pyfuse3.ModeT,
+        flags: pyfuse3.FlagT,
+        ctx: pyfuse3.RequestContext,
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        parent = self.union.directory(parent_inode)
+        operation = self.union.create(parent, name, stat.S_IMODE(mode), flags, _caller(ctx))
+        entry, handle = await drive(operation)
+        return self._opened(handle), self._attributes(entry)
+
+    @guarded
+    async def open(
+        self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileInfo:
+        return self._opened(await drive(self.union.open(self.union.file(inode), flags)))
+
+    @guarded
+    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+        answer = self.union.read(self._files[fh], off, size)
+        if isinstance(answer, Job):
+            return cast("bytes", await drive(answer.alone()))
+        return cast("bytes", answer)  # any buffer will do, and copying it would be waste
+
+    @guarded
+    async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
+        return await drive(self.union.write(self._files[fh], off, buf))
+
+    @guarded
+    async def flush(self, fh: pyfuse3.FileHandleT) -> None:
+        if not self._flush_needed:
+            # Nothing is held back here, so the kernel need not ask again. A network filesystem
+            # reports its errors at close, though, and then flush is where the program hears of them.
+            raise pyfuse3.FUSEError(errno.ENOSYS)
+        await drive(self.union.flush(self._files[fh]))
+
+    @guarded
+    async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
+        if not self.fsync_wanted:
+            raise pyfuse3.FUSEError(errno.ENOSYS)
+        await drive(self.union.sync(self._files[fh], data_only=datasync))
+
+    @guarded
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        self.union.release(self._files.pop(fh))
+
+
+def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid)
+

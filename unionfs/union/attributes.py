@@ -1,0 +1,250 @@
+"""Changing attributes: mode, owner, times, size, extended attributes (aufs.md 5.1, 5.3).
+
+Each change copies up first. An open file is changed through its descriptor, which also works when it
+has no name any more.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from errno import EINVAL, ENODATA, ENOENT, EOPNOTSUPP
+from typing import TYPE_CHECKING, Final
+
+from unionfs.union.copyup import copy_up, copy_up_directory
+from unionfs.union.lookup import getattr_, locate
+from unionfs.union.nodes import DirectoryNode, FileNode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unionfs.branch import Directory
+    from unionfs.union.operation import Operation
+    from unionfs.union.state import Entry, State
+
+_ACL: Final = b"system.posix_acl_"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to change; None means: leave it.
+
+    Attributes:
+        mode: permission bits.
+        uid, gid: the new owner.
+        size: bytes.
+        atime_ns, mtime_ns: nanoseconds since the epoch.
+    """
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+def setattr_(
+    state: State, node: FileNode | DirectoryNode, change: Change
+) -> Operation[Entry]:
+    """Change attributes and return the new ones.
+
+    Raises:
+        OSError: ``EROFS`` without a writable branch, and whatever the branch says.
+    """
+    if isinstance(node, DirectoryNode):
+        if change.size is not None:
+            raise OSError(EINVAL, "a directory has no size to set")
+        if node.removed:
+            node.last = _changed(node.last, change)
+            return getattr_(state, node)
+        copy_up_directory(state, node)
+        directory = state.writable_directory(node)
+        _apply(_pinned(directory.fd), False, directory.status(), change)
+        return getattr_(state, node)
+    if node.last is not None:
+        # No name, not open: only a descriptor opened with O_PATH can still mean it.
+        node.last = _changed(node.last, change)
+        return getattr_(state, node)
+    yield from copy_up(state, node, keep=change.size)
+    if node.fd >= 0:
+        if change.size is not None:
+            _truncate_open(node, change.size)
+        _apply(_pinned(node.fd), False, os.fstat(node.fd), change)
+        return getattr_(state, node)
+    place, name, status = locate(state, node)
+    if change.size is not None:
+        fd = place.open_file(name, os.O_WRONLY)
+        try:
+            os.ftruncate(fd, change.size)
+        finally:
+            os.close(fd)
+    with _Pin(place, name) as pinned:
+        _apply(pinned, stat.S_ISLNK(status.st_mode), place.stat(name), change)
+    return getattr_(state, node)
+
+
+def _truncate_open(node: FileNode, size: int) -> None:
+    if node.fd_writable:
+        os.ftruncate(node.fd, size)
+        return
+    fd = os.open(_pinned(node.fd), os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
+
+
+def _pinned(fd: int) -> bytes:
+    return b"/proc/self/fd/%d" % fd
+
+
+class _Pin:
+    """An object held by an ``O_PATH`` descriptor; gives the path that leads to exactly it."""
+
+    def __init__(self, directory: Directory, name: bytes) -> None:
+        self._fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
+
+    def __enter__(self) -> bytes:
+        return _pinned(self._fd)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def _apply(path: bytes, is_symlink: bool, status: os.stat_result, change: Change) -> None:
+    """Change owner, then mode, then times: a change of owner may clear mode bits."""
+    if change.uid is not None or change.gid is not None:
+        os.chown(
+            path,
+            -1 if change.uid is None else change.uid,
+            -1 if change.gid is None else change.gid,
+        )
+    if change.mode is not None:
+        if is_symlink:
+            raise OSError(EOPNOTSUPP, "a symbolic link has no mode")
+        os.chmod(path, stat.S_IMODE(change.mode))
+    if change.atime_ns is not None or change.mtime_ns is not None:
+        os.utime(
+            path,
+            ns=(
+                status.st_atime_ns if change.atime_ns is None else change.atime_ns,
+                status.st_mtime_ns if change.mtime_ns is None else change.mtime_ns,
+            ),
+        )
+
+
+def _changed(status: os.stat_result | None, change: Change) -> os.stat_result:
+    """Return the attributes of an object that exists in memory only, with the change made."""
+    if status is None:
+        raise OSError(ENOENT, "the object has been removed")
+    fields = list(status)
+    extra = {key: getattr(status, key) for key in _EXTRA}
+    if change.mode is not None:
+        fields[0] = stat.S_IFMT(status.st_mode) | stat.S_IMODE(change.mode)
+    if change.uid is not None:
+        fields[4] = change.uid
+    if change.gid is not None:
+        fields[5] = change.gid
+    for index, key, value in ((7, "st_atime", change.atime_ns), (8, "st_mtime", change.mtime_ns)):
+        if value is not None:
+            fields[index] = value // 1_000_000_000
+            extra[key + "_ns"] = value
+            extra[key] = value / 1e9
+    return os.stat_result(fields, extra)
+
+
+_EXTRA: Final = (
+    "st_atime",
+    "st_mtime",
+    "st_ctime",
+    "st_atime_ns",
+    "st_mtime_ns",
+    "st_ctime_ns",
+    "st_blksize",
+    "st_blocks",
+    "st_rdev",
+)
+
+
+def _check_visible(key: bytes) -> None:
+    # ACLs are not enforced by this union, so it does not pretend to keep them (aufs.md 5.3).
+    if key.startswith(_ACL):
+        raise OSError(EOPNOTSUPP, "POSIX ACLs are not enabled", key)
+
+
+def _reach(state: State, node: FileNode | DirectoryNode, use: Callable[[bytes], object]) -> object:
+    """Call ``use`` with a path that leads to exactly the object that answers for a node."""
+    if isinstance(node, DirectoryNode):
+        if node.removed:
+            raise OSError(ENODATA, "the directory has been removed")
+        return use(_pinned(state.directories.get(node, node.copies[0]).fd))
+    if node.fd >= 0:
+        return use(_pinned(node.fd))
+    if node.last is not None:
+        raise OSError(ENODATA, "the file has been removed")
+    directory, name, _ = locate(state, node)
+    with _Pin(directory, name) as path:
+        return use(path)
+
+
+def list_xattrs(
+    state: State, node: FileNode | DirectoryNode, *, privileged: bool
+) -> list[bytes]:
+    """List the extended attributes of the object that answers.
+
+    Args:
+        privileged: the caller is root and may see ``trusted.*``.
+    """
+    keys: list[str] = []
+    _reach(state, node, lambda path: keys.extend(os.listxattr(path)))
+    names = map(os.fsencode, keys)
+    return [
+        name
+        for name in names
+        if not name.startswith(_ACL) and (privileged or not name.startswith(b"trusted."))
+    ]
+
+
+def get_xattr(state: State, node: FileNode | DirectoryNode, key: bytes) -> bytes:
+    """Read an extended attribute of the object that answers."""
+    _check_visible(key)
+    value = b""
+
+    def read(path: bytes) -> None:
+        nonlocal value
+        value = os.getxattr(path, key)
+
+    _reach(state, node, read)
+    return value
+
+
+def set_xattr(
+    state: State, node: FileNode | DirectoryNode, key: bytes, value: bytes
+) -> Operation[None]:
+    """Set an extended attribute, after copy-up."""
+    _check_visible(key)
+    yield from _bring_up(state, node)
+    _reach(state, node, lambda path: os.setxattr(path, key, value))
+
+
+def remove_xattr(
+    state: State, node: FileNode | DirectoryNode, key: bytes
+) -> Operation[None]:
+    """Remove an extended attribute, after copy-up.
+
+    Raises:
+        OSError: ``ENODATA`` when it is not there; nothing is copied up then.
+    """
+    _check_visible(key)
+    _reach(state, node, lambda path: os.getxattr(path, key))
+    yield from _bring_up(state, node)
+    _reach(state, node, lambda path: os.removexattr(path, key))
+
+
+def _bring_up(state: State, node: FileNode | DirectoryNode) -> Operation[None]:
+    if isinstance(node, DirectoryNode):
+        copy_up_directory(state, node)
+    else:
+        yield from copy_up(state, node)

@@ -1,0 +1,61 @@
+"""From mount options to a union that can be used, mounted or not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unionfs.branch import open_branches
+from unionfs.union.core import Rules, Union
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from unionfs.branch import Branch
+    from unionfs.union.options import MountOptions
+
+
+def rules_of(options: MountOptions) -> Rules:
+    """Return the rules that options and profile ask for."""
+    profile = options.profile
+    return Rules(
+        strict=profile.strict_whiteouts,
+        trusting=options.udba == "none",
+        root_opaque=profile.root_opaque,
+        plink=options.plink,
+        fsync=options.fsync,
+        background_above=options.dirwh if profile.background_rmdir else None,
+    )
+
+
+def build_union(options: MountOptions, warn: Callable[[str], None]) -> Union:
+    """Open the branches and put the union together.
+
+    Args:
+        warn: receives one line for each thing the user should know.
+
+    Raises:
+        BranchError: a branch cannot be used; nothing stays open.
+        OSError: the writable branch cannot be made ready.
+    """
+    branches = open_branches(
+        options.branches,
+        read_only=options.read_only,
+        exclusive=options.profile.exclusive,
+        limit=options.profile.max_branches,
+        warn=warn,
+    )
+    return union_of(branches, options)
+
+
+def union_of(branches: Sequence[Branch], options: MountOptions) -> Union:
+    """Put a union together from open branches, which belong to it from then on.
+
+    Raises:
+        OSError: the writable branch cannot be made ready; the branches are closed.
+    """
+    try:
+        return Union(branches, rules_of(options))
+    except BaseException:
+        for branch in branches:
+            branch.close()
+        raise

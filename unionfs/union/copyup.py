@@ -1,0 +1,415 @@
+"""Copy-up: the first change of something on a read-only branch makes a complete copy of it above.
+
+The copy is built under a temporary name (``.wh..wh.NAME.xxxx``) beside its final place: data, owner,
+mode, extended attributes, times, then to disk, and only then one rename gives it its name. Whoever
+looks sees the old file or the complete new one. On any failure the temporary is removed and the union
+is as it was (aufs.md 5.1 to 5.4).
+
+The data is copied by a job, so other requests go on meanwhile. The node's ``copying`` latch keeps a
+second copy-up, a rename or an unlink of the same file waiting until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+from dataclasses import dataclass
+from errno import EDQUOT, ENODATA, ENOENT, ENOMEM, EOPNOTSUPP, EPERM
+from typing import TYPE_CHECKING, Final
+
+from unionfs import syscalls
+from unionfs.union.data import copy_content
+from unionfs.union.lookup import locate, nlink_of, node_of, resolve
+from unionfs.union.nodes import Copy, DirectoryNode, FileNode, identity_of
+from unionfs.union.operation import Job, Latch, Operation
+from unionfs.union.plink import PseudoLink, tag_of, tag_of_open
+from unionfs.union.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unionfs.branch import Branch, Directory, WritableBranch, WritableDirectory
+
+log = logging.getLogger(__name__)
+
+_IGNORED_READING: Final = (ENODATA, EOPNOTSUPP)
+_CLASSES: Final = {
+    "security": "icexsec",
+    "system": "icexsys",
+    "trusted": "icextr",
+    "user": "icexusr",
+}
+_SMALL: Final = 1 << 20  # bytes: less than this is copied in place unless it must reach the disk
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a copy is published: a name in a directory of the union."""
+
+    parent: DirectoryNode
+    name: bytes
+
+
+def copy_up(
+    state: State, node: FileNode, keep: int | None = None, place: Place | None = None
+) -> Operation[None]:
+    """Bring a file onto the writable branch, if it is not there yet.
+
+    Args:
+        keep: how many bytes of content are wanted, None for all (truncation copies less).
+        place: publish the copy under this new name instead of its own (link of a lower file).
+
+    Raises:
+        OSError: ``EROFS`` without a writable branch, ``ENOSPC`` and whatever else the branch says.
+    """
+    while node.copying is not None:
+        yield node.copying
+    if node.branch.writable:
+        return
+    target = state.target()
+    latch = node.copying = Latch()
+    state.copying.add(latch)
+    try:
+        yield from _copy_file(state, node, target, keep, place)
+    finally:
+        state.copying.discard(latch)
+        node.copying = None
+        latch.open()
+
+
+def copy_up_directory(state: State, node: DirectoryNode) -> None:
+    """Bring a directory and all above it onto the writable branch; never what is in it."""
+    target = state.target()
+    missing: list[DirectoryNode] = []
+    here = node
+    while state.copy_on(here, target) is None:
+        if here.removed:
+            raise OSError(ENOENT, "the directory has been removed")
+        missing.append(here)
+        here = here.parent
+    for directory in reversed(missing):
+        _copy_directory(state, directory, target)
+
+
+def _copy_directory(state: State, node: DirectoryNode, target: WritableBranch) -> None:
+    parent = state.writable_directory(node.parent)
+    source = state.directories.get(node, node.copies[0])
+    status = source.status()
+    with unchanged_times(parent):
+        temporary = parent.temporary(node.name)
+        parent.make_directory(temporary)
+        try:
+            made = parent.branch.directory_type(target, parent.open_child(temporary))
+            try:
+                _dress(source, b".", made, b".", status, status.st_mode)
+            finally:
+                made.close()
+            parent.rename(temporary, parent, node.name)
+        except BaseException:
+            parent.remove_directory(temporary)
+            raise
+    state.nodes.add_copy(node, Copy(target, identity_of(parent.stat(node.name))))
+
+
+def _copy_file(
+    state: State, node: FileNode, target: WritableBranch, keep: int | None, place: Place | None
+) -> Operation[None]:
+    if place is None and not node.unlinked:
+        place = _own_place(state, node)
+    if place is not None:
+        copy_up_directory(state, place.parent)
+    status = _source_status(state, node)
+    work = _Workplace(state, target, place)
+    size = status.st_size if keep is None else min(keep, status.st_size)
+    mode = _mode_to_keep(node.branch, target, status)
+    fd = -1
+    source_fd = -1
+    try:
+        if stat.S_ISREG(status.st_mode):
+            source_fd = _open_source(state, node)
+            fd = work.create_file()
+            # What comes after the job finds everything again: directories may have been closed.
+            yield from _fill(state, source_fd, fd, size, status, mode, target)
+        else:
+            source, source_name, _ = locate(state, node)
+            directory = work.directory()
+            with unchanged_times(directory):
+                _make_special(source, source_name, directory, work.temporary, status)
+                _dress(source, source_name, directory, work.temporary, status, mode)
+        _publish(state, node, target, work, fd, status)
+    except BaseException:
+        work.discard()
+        raise
+    finally:
+        for descriptor in (fd, source_fd):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _own_place(state: State, node: FileNode) -> Place | None:
+    """Return a name that leads to the file, None when no known one does (see plink.py)."""
+    for parent, name in list(node.names):
+        visible = resolve(state, parent, name)
+        if visible is not None and not visible.is_directory:
+            if node_of(state, parent, name, visible.found).node is node:
+                return Place(parent, name)
+    return None
+
+
+def _source_status(state: State, node: FileNode) -> os.stat_result:
+    if node.fd >= 0:
+        return os.fstat(node.fd)
+    return locate(state, node)[2]
+
+
+def _open_source(state: State, node: FileNode) -> int:
+    if node.fd >= 0:
+        return os.dup(node.fd)
+    directory, name, _ = locate(state, node)
+    return directory.open_file(name)
+
+
+@contextlib.contextmanager
+def unchanged_times(directory: WritableDirectory) -> Iterator[None]:
+    """Do something in a directory that must not show in its times: copy-up is not a change."""
+    before = directory.status()
+    try:
+        yield
+    finally:
+        try:
+            directory.set_own_times(before)
+        except OSError as error:
+            log.warning("times of a directory on %s not restored: %s", directory.branch, error)
+
+
+class _Workplace:
+    """Where a copy is built: beside its place, or namelessly when it has none."""
+
+    def __init__(self, state: State, target: WritableBranch, place: Place | None) -> None:
+        self.state = state
+        self.target = target
+        self.place = place
+        self.temporary = b"" if place is None else self.directory().temporary(place.name)
+
+    def directory(self) -> WritableDirectory:
+        """The directory on the writable branch, re-opened if need be."""
+        if self.place is None:
+            return self.target.root
+        return self.state.writable_directory(self.place.parent)
+
+    def create_file(self) -> int:
+        """Create the copy, empty, and return it opened for reading and writing."""
+        directory = self.directory()
+        with unchanged_times(directory):
+            if self.temporary:
+                return directory.create_file(self.temporary)
+            try:
+                return syscalls.anonymous_file(directory.fd)
+            except OSError:
+                name = directory.temporary(b"orphan")
+                fd = directory.create_file(name)
+                directory.unlink(name)
+                return fd
+
+    def discard(self) -> None:
+        """Remove the unfinished copy."""
+        if self.temporary:
+            try:
+                directory = self.directory()
+                with unchanged_times(directory):
+                    directory.unlink(self.temporary)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                log.warning("%s is left on %s: %s", self.temporary, self.target, error)
+
+
+def _fill(
+    state: State,
+    source_fd: int,
+    fd: int,
+    size: int,
+    status: os.stat_result,
+    mode: int,
+    target: WritableBranch,
+) -> Operation[None]:
+    """Copy data and attributes, in a worker thread when it may take long."""
+    to_disk = state.rules.fsync and not target.in_memory
+
+    def work() -> None:
+        copy_content(source_fd, fd, size, lambda: state.cancelled)
+        os.fchown(fd, status.st_uid, status.st_gid)
+        _copy_xattrs(
+            b"/proc/self/fd/%d" % source_fd, b"/proc/self/fd/%d" % fd, target
+        )
+        os.fchmod(fd, mode)
+        os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+        if to_disk:
+            os.fsync(fd)
+
+    if size > _SMALL or to_disk:
+        yield Job(work)
+    else:
+        work()
+
+
+def _make_special(
+    source: Directory,
+    source_name: bytes,
+    directory: WritableDirectory,
+    name: bytes,
+    status: os.stat_result,
+) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        directory.make_symlink(name, source.readlink(source_name))
+    else:
+        directory.make_node(name, stat.S_IFMT(status.st_mode), status.st_rdev)
+
+
+def _dress(
+    source: Directory,
+    source_name: bytes,
+    directory: WritableDirectory,
+    name: bytes,
+    status: os.stat_result,
+    mode: int,
+) -> None:
+    """Give a fresh copy the owner, mode, extended attributes and times of its source."""
+    source_fd = os.open(source_name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source.fd)
+    try:
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
+        try:
+            directory.set_owner(name, status.st_uid, status.st_gid)
+            pinned = b"/proc/self/fd/%d" % fd
+            _copy_xattrs(b"/proc/self/fd/%d" % source_fd, pinned, directory.branch)
+            if not stat.S_ISLNK(status.st_mode):
+                os.chmod(pinned, stat.S_IMODE(mode))
+            directory.set_times(name, status.st_atime_ns, status.st_mtime_ns)
+        finally:
+            os.close(fd)
+    finally:
+        os.close(source_fd)
+
+
+def _copy_xattrs(source: bytes, copy: bytes, target: Branch) -> None:
+    """Copy all extended attributes (aufs.md 5.3).
+
+    Args:
+        source, copy: ``/proc/self/fd`` paths of the two objects.
+        target: the branch of the copy; its ``icex*`` attributes say which errors do not count.
+
+    Raises:
+        OSError: when one cannot be set.
+    """
+    try:
+        keys = os.listxattr(source)
+    except OSError as error:
+        if error.errno in (EOPNOTSUPP, EPERM):
+            return
+        raise
+    # A default ACL of the parent on the branch has nothing to do with the copy.
+    for inherited in ("system.posix_acl_access", "system.posix_acl_default"):
+        if inherited not in keys:
+            try:
+                os.removexattr(copy, inherited)
+            except OSError:
+                pass  # there was none
+    for key in keys:
+        try:
+            value = os.getxattr(source, key)
+        except OSError as error:
+            if error.errno in _IGNORED_READING:
+                continue
+            raise
+        try:
+            os.setxattr(copy, key, value)
+        except OSError as error:
+            if error.errno in (ENOMEM, EDQUOT) or not _ignored(target, key):
+                raise
+
+
+def _ignored(target: Branch, key: str) -> bool:
+    """Tell whether the branch has the ``icex*`` attribute for this class of names."""
+    wanted = _CLASSES.get(key.partition(".")[0], "icexoth")
+    return wanted in target.permission.ignored_xattr_classes
+
+
+def _mode_to_keep(source: Branch, target: Branch, status: os.stat_result) -> int:
+    """Return the permission bits of the copy.
+
+    A setuid bit that had no effect on its branch must not come to life by being copied to one where
+    it has (the class of CVE-2023-0386).
+    """
+    mode = stat.S_IMODE(status.st_mode)
+    if source.nosuid and not target.nosuid and not stat.S_ISDIR(status.st_mode):
+        mode &= ~(stat.S_ISUID | stat.S_ISGID)
+    return mode
+
+
+def _publish(
+    state: State,
+    node: FileNode,
+    target: WritableBranch,
+    work: _Workplace,
+    fd: int,
+    status: os.stat_result,
+) -> None:
+    """Give the finished copy its name, and let the node stand for it."""
+    place = work.place
+    if place is None:
+        identity = identity_of(os.fstat(fd))
+        if not node.unlinked and state.rules.plink:
+            # Visible, though under no name we know: the pseudo-link alone makes it found.
+            lower = (status.st_ino, tag_of_open(node.branch, node.fd))
+            remaining = nlink_of(node, status)
+            record = state.plinks.add_nameless(target, node.number, lower, remaining, (fd, identity))
+            _replace_plink(state, node, record)
+    else:
+        identity = identity_of(work.directory().stat(work.temporary))
+        own_name = (place.parent, place.name) in node.names
+        remaining = nlink_of(node, status) - own_name
+        record = None
+        if remaining > 0 and state.rules.plink:
+            lower = (status.st_ino, _tag(state, node))
+            made = (work.directory(), work.temporary, identity)
+            record = state.plinks.add_copy(target, node.number, lower, remaining, made)
+        directory = work.directory()
+        try:
+            with unchanged_times(directory):
+                directory.rename(work.temporary, directory, place.name)
+        except BaseException:
+            if record is not None:
+                state.plinks.drop(record)
+            raise
+        work.temporary = b""
+        _replace_plink(state, node, record)
+        if not state.rules.plink:
+            # The other names keep the lower file: they are another file from now on.
+            for parent, name in list(node.names):
+                if (parent, name) != (place.parent, place.name):
+                    state.nodes.drop_name(node, parent, name)
+    if node.unlinked:
+        node.branch, node.identity = target, identity
+    else:
+        state.nodes.move_file(node, target, identity)
+    if node.fd >= 0:
+        # The open handles go on with the copy.
+        copy_fd = os.dup(fd)
+        os.close(node.fd)
+        node.fd, node.fd_writable = copy_fd, True
+
+
+def _replace_plink(state: State, node: FileNode, record: PseudoLink | None) -> None:
+    old = node.plink
+    node.plink = record
+    if old is not None and old.upper is None:
+        state.plinks.drop(old)
+
+
+def _tag(state: State, node: FileNode) -> bytes:
+    if node.fd >= 0:
+        return tag_of_open(node.branch, node.fd)
+    directory, name, _ = locate(state, node)
+    return tag_of(directory, name)

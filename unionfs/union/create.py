@@ -1,0 +1,115 @@
+"""Creating: files, directories, symbolic links, special nodes (aufs.md 6.1).
+
+The daemon creates everything as itself, so that nobody else can open it, and then gives it to the
+caller. Owner and mode follow what any filesystem does: the set-group-id bit of the parent hands
+its group down, and a sub-directory inherits the bit.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import EPERM
+from typing import TYPE_CHECKING
+
+from unionfs.union.lookup import node_of
+from unionfs.union.names import Claim, claim, undone_on_failure
+from unionfs.union.state import Caller, Entry, State
+
+if TYPE_CHECKING:
+    from unionfs.union.nodes import DirectoryNode
+
+
+def create_file(
+    state: State, parent: DirectoryNode, name: bytes, mode: int, caller: Caller
+) -> tuple[Entry, int]:
+    """Create a regular file and return it with a descriptor opened for reading and writing.
+
+    Args:
+        mode: permission bits, umask already applied.
+    """
+    claimed = claim(state, parent, name)
+    fd = claimed.directory.create_file(name)
+    try:
+        with undone_on_failure(claimed):
+            os.fchown(fd, caller.uid, _group(claimed, caller))
+            os.fchmod(fd, stat.S_IMODE(mode))
+            claimed.done()
+        return _finish(state, parent, claimed), fd
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def make_directory(
+    state: State, parent: DirectoryNode, name: bytes, mode: int, caller: Caller
+) -> Entry:
+    """Create a directory. Where something of that name was removed before, it is opaque."""
+    claimed = claim(state, parent, name)
+    directory = claimed.directory
+    directory.make_directory(name)
+    opaque = False
+    try:
+        if claimed.was_hidden:
+            opaque = directory.set_opaque(name)
+        with undone_on_failure(claimed, directory=True):
+            directory.set_owner(name, caller.uid, _group(claimed, caller))
+            inherited = directory.status().st_mode & stat.S_ISGID
+            directory.set_mode(name, stat.S_IMODE(mode) | inherited)
+            claimed.done()
+    except BaseException:
+        if opaque:
+            directory.clear_opaque(name)
+            directory.remove_directory(name)
+        raise
+    return _finish(state, parent, claimed)
+
+
+def make_symlink(
+    state: State, parent: DirectoryNode, name: bytes, text: bytes, caller: Caller
+) -> Entry:
+    """Create a symbolic link."""
+    claimed = claim(state, parent, name)
+    claimed.directory.make_symlink(name, text)
+    with undone_on_failure(claimed):
+        claimed.directory.set_owner(name, caller.uid, _group(claimed, caller))
+        claimed.done()
+    return _finish(state, parent, claimed)
+
+
+def make_node(
+    state: State, parent: DirectoryNode, name: bytes, mode: int, device: int, caller: Caller
+) -> Entry:
+    """Create a regular file, fifo, socket or device node.
+
+    Raises:
+        OSError: ``EPERM`` for character device 0:0, which other union filesystems take for a
+            whiteout: nobody inside may forge one.
+    """
+    kind = stat.S_IFMT(mode)
+    if kind in (0, stat.S_IFREG):
+        entry, fd = create_file(state, parent, name, mode, caller)
+        os.close(fd)
+        return entry
+    if kind == stat.S_IFCHR and device == 0:
+        raise OSError(EPERM, "a character device 0:0 is a whiteout elsewhere", name)
+    claimed = claim(state, parent, name)
+    claimed.directory.make_node(name, kind, device)
+    with undone_on_failure(claimed):
+        claimed.directory.set_owner(name, caller.uid, _group(claimed, caller))
+        claimed.directory.set_mode(name, stat.S_IMODE(mode))
+        claimed.done()
+    return _finish(state, parent, claimed)
+
+
+def _group(claimed: Claim, caller: Caller) -> int:
+    status = claimed.directory.status()
+    return status.st_gid if status.st_mode & stat.S_ISGID else caller.gid
+
+
+def _finish(state: State, parent: DirectoryNode, claimed: Claim) -> Entry:
+    status = claimed.directory.stat(claimed.name)
+    # A file that lay at this inode before may have left the number it was copied up with.
+    state.numbers.drop(status.st_dev, status.st_ino)
+    branch = claimed.directory.branch
+    return node_of(state, parent, claimed.name, [(branch, status)])

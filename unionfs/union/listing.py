@@ -1,0 +1,180 @@
+"""Listing: the merged content of a directory, each name once.
+
+The branches are read from the top, each in its own order. A name is listed when no upper branch has
+listed it and none has a whiteout of it (aufs.md 4.1). The list is a snapshot made when an open
+directory is read from its start.
+
+Offsets stay valid for as long as the directory is open: a name keeps its offset over every snapshot,
+new names get new ones behind. So a program may list half, see names come and go, seek back to an old
+place or rewind, and meets no name twice and misses none that was there all the time.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from errno import ENOENT, ESTALE
+from typing import TYPE_CHECKING
+
+from unionfs.branch.forms import NAME_LIMIT, WHITEOUT_PREFIX, hidden_by
+from unionfs.union.lookup import node_of
+from unionfs.union.state import Entry, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unionfs.branch import Branch
+    from unionfs.union.nodes import Copy, DirectoryNode
+
+
+class Listed:
+    """A name in a merged directory.
+
+    Attributes:
+        directory: True when it is a directory.
+        inode: the inode on the first branch.
+        copies: the parent's copies that have the name; more than one only for a directory.
+    """
+
+    __slots__ = ("copies", "directory", "inode")
+
+    def __init__(self, directory: bool, inode: int, copy: Copy) -> None:
+        self.directory = directory
+        self.inode = inode
+        self.copies = [copy]
+
+
+def merge(state: State, node: DirectoryNode) -> dict[bytes, Listed]:
+    """Return what a directory shows, in the order in which it is listed."""
+    listed: dict[bytes, Listed] = {}
+    hidden: set[bytes] = set()
+    if node.removed:
+        return listed
+    strict = state.rules.strict
+    for copy in node.copies:
+        whable = copy.branch.whable
+        whiteouts: set[bytes] = set()
+        entries: list[tuple[bytes, bool, int]] = []
+        for entry in state.directories.get(node, copy).scan():
+            name = os.fsencode(entry.name)
+            if name.startswith(WHITEOUT_PREFIX):
+                if whable:
+                    gone = hidden_by(name)
+                    if gone is not None:
+                        whiteouts.add(gone)
+                if name != WHITEOUT_PREFIX:
+                    continue
+            entries.append((name, entry.is_dir(follow_symlinks=False), entry.inode()))
+        if strict:
+            hidden |= whiteouts
+        for name, directory, inode in entries:
+            if name in hidden:
+                continue
+            known = listed.get(name)
+            if known is None:
+                listed[name] = Listed(directory, inode, copy)
+            elif directory and known.directory:
+                known.copies.append(copy)
+        hidden |= whiteouts
+    return listed
+
+
+def names_below(state: State, node: DirectoryNode, branch: Branch) -> set[bytes]:
+    """Return the names that lower branches contribute to a directory.
+
+    A name counts although ``branch`` or one above has an entry of that name; it does not count
+    when a whiteout hides it (the rule for renaming directories, aufs.md 6.4).
+    """
+    names: set[bytes] = set()
+    hidden: set[bytes] = set()
+    for copy in node.copies:
+        whiteouts = set()
+        for entry in state.directories.get(node, copy).scan():
+            name = os.fsencode(entry.name)
+            if name.startswith(WHITEOUT_PREFIX):
+                gone = hidden_by(name)
+                if copy.branch.whable and gone is not None:
+                    whiteouts.add(gone)
+            elif copy.branch.index > branch.index and name not in hidden:
+                names.add(name)
+        hidden |= whiteouts
+    return names
+
+
+def is_empty(state: State, node: DirectoryNode) -> bool:
+    """Tell whether nothing shows in a directory, whatever its branches hold."""
+    return not merge(state, node)
+
+
+@dataclass(slots=True)
+class DirectoryStream:
+    """An open directory.
+
+    Attributes:
+        node: the directory.
+        offsets: the offset of each name ever listed through this handle.
+        names: the present snapshot, by ascending offset.
+    """
+
+    node: DirectoryNode
+    offsets: dict[bytes, int] = field(default_factory=dict)
+    names: list[tuple[int, bytes, Listed]] = field(default_factory=list)
+    loaded: bool = False
+
+    def load(self, state: State) -> None:
+        """Take a new snapshot."""
+        listed = merge(state, self.node)
+        following = len(self.offsets)
+        for name in listed:
+            if name not in self.offsets:
+                following += 1
+                self.offsets[name] = following
+        self.names = sorted(
+            ((self.offsets[name], name, item) for name, item in listed.items()),
+            key=lambda entry: entry[0],
+        )
+        self.loaded = True
+
+    def read(self, state: State, start: int) -> Iterator[tuple[int, bytes, Listed]]:
+        """Yield (offset, name, entry) of what follows the offset ``start``; 0 is the beginning."""
+        if start == 0 or not self.loaded:
+            self.load(state)
+        low, high = 0, len(self.names)
+        while low < high:
+            middle = (low + high) // 2
+            if self.names[middle][0] <= start:
+                low = middle + 1
+            else:
+                high = middle
+        for position in range(low, len(self.names)):
+            yield self.names[position]
+
+
+def entry_of(state: State, parent: DirectoryNode, name: bytes, item: Listed) -> Entry | None:
+    """Return node and attributes of a listed name, or None when it has gone meanwhile."""
+    try:
+        found: list[tuple[Branch, os.stat_result]] = []
+        for copy in item.copies:
+            directory = state.directories.get(parent, copy)
+            status = directory.find(name)
+            if status is None:
+                if not found:
+                    return None
+                continue
+            found.append((copy.branch, status))
+            if not item.directory:
+                break
+            if copy is not item.copies[-1] and copy.branch.whable and directory.is_opaque(name):
+                break
+        return node_of(state, parent, name, found)
+    except OSError as error:
+        if error.errno in (ENOENT, ESTALE):
+            return None
+        raise
+
+
+def is_too_long(name: bytes) -> bool:
+    """Tell whether a listed name can be looked up (aufs.md 4.1: listed, never found)."""
+    return len(name) > NAME_LIMIT
+
+

@@ -1,0 +1,228 @@
+"""Claiming and hiding names: the two steps that every change of a directory goes through.
+
+*Claim*: whoever makes an entry takes the name first. A whiteout that hid the name goes away, and only
+after the new entry exists, so the old lower entry never shows in between.
+
+*Hide*: whoever takes an entry away makes the whiteout first, if something of that name would show
+otherwise, and removes the entry after it.
+
+Files that come back from the dead, the classic fault of union filesystems, come from skipping one of the
+two in one call. (Specification: aufs.md 6, 6.1, 6.2.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from errno import EEXIST, ENOENT
+from typing import TYPE_CHECKING
+
+from unionfs.union.copyup import copy_up_directory
+from unionfs.union.lookup import locate, node_of, resolve, visible_below
+from unionfs.union.nodes import FileNode
+from unionfs.union.plink import tag_of, tag_of_open
+from unionfs.union.state import State, check_new_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unionfs.branch import WritableDirectory
+    from unionfs.union.lookup import Visible
+    from unionfs.union.nodes import DirectoryNode
+
+log = logging.getLogger(__name__)
+
+
+class Claim:
+    """A name that is free to be used.
+
+    Attributes:
+        directory: the directory on the writable branch in which the entry is made.
+        name: the name.
+        was_hidden: whether a whiteout stands for the name on that branch.
+    """
+
+    __slots__ = ("directory", "name", "was_hidden")
+
+    def __init__(self, directory: WritableDirectory, name: bytes, was_hidden: bool) -> None:
+        self.directory = directory
+        self.name = name
+        self.was_hidden = was_hidden
+
+    def done(self) -> None:
+        """The entry exists: the whiteout may go."""
+        if self.was_hidden:
+            self.directory.remove_whiteout(self.name)
+
+
+def claim(state: State, parent: DirectoryNode, name: bytes) -> Claim:
+    """Take a name for a new entry.
+
+    Raises:
+        OSError: ``EEXIST`` when something shows under it, ``EROFS`` without a writable branch,
+            ``EPERM`` and ``ENAMETOOLONG`` for names that cannot be.
+    """
+    check_new_name(parent, name)
+    if resolve(state, parent, name) is not None:
+        raise OSError(EEXIST, "the name exists", name)
+    copy_up_directory(state, parent)
+    directory = state.writable_directory(parent)
+    return Claim(directory, name, directory.hides(name))
+
+
+@contextlib.contextmanager
+def undone_on_failure(claimed: Claim, *, directory: bool = False) -> Iterator[None]:
+    """Remove the half-made entry again when dressing it fails."""
+    try:
+        yield
+    except BaseException:
+        remove = claimed.directory.remove_directory if directory else claimed.directory.unlink
+        with contextlib.suppress(FileNotFoundError):
+            remove(claimed.name)
+        raise
+
+
+def find(state: State, parent: DirectoryNode, name: bytes) -> Visible:
+    """Return what shows under a name that is about to be removed or moved.
+
+    Raises:
+        OSError: ``ENOENT``, or as lookup.
+    """
+    check_new_name(parent, name)
+    visible = resolve(state, parent, name)
+    if visible is None:
+        raise OSError(ENOENT, "no such file or directory", name)
+    return visible
+
+
+def needs_whiteout(state: State, parent: DirectoryNode, name: bytes, visible: Visible) -> bool:
+    """Tell whether the name must be hidden: taking the upper entry away would show another."""
+    target = state.target()
+    return visible.branch is not target or visible_below(state, parent, name, target)
+
+
+@contextlib.contextmanager
+def hidden(state: State, parent: DirectoryNode, name: bytes, needed: bool) -> Iterator[None]:
+    """Make the whiteout of a name, then do what the caller does; undo it when that fails."""
+    made = False
+    if needed:
+        copy_up_directory(state, parent)
+        made = state.writable_directory(parent).whiteout(name)
+    try:
+        yield
+    except BaseException:
+        if made:
+            state.writable_directory(parent).remove_whiteout(name)
+        raise
+
+
+def file_at(
+    state: State, parent: DirectoryNode, name: bytes, visible: Visible
+) -> tuple[FileNode, os.stat_result]:
+    """Return the node and attributes of a file that shows under a name."""
+    entry = node_of(state, parent, name, visible.found)
+    if not isinstance(entry.node, FileNode):
+        raise OSError(ENOENT, "not a file any more", name)
+    return entry.node, entry.status
+
+
+def lose_name(
+    state: State,
+    node: FileNode,
+    status: os.stat_result,
+    parent: DirectoryNode,
+    name: bytes,
+    *,
+    on_lower: bool,
+    tag: bytes,
+) -> None:
+    """Account for a name that a file has just lost.
+
+    Args:
+        status: the file's attributes from before.
+        on_lower: the name lay on a branch below the writable one, and is hidden now.
+        tag: tells the lower file from others (see ``plink.py``); taken before the loss.
+    """
+    links = _links_left(state, node, status, on_lower=on_lower, tag=tag)
+    if links > 0:
+        state.nodes.drop_name(node, parent, name)
+        return
+    node.unlinked = True
+    if node.fd < 0:
+        node.last = status
+    state.nodes.drop_name(node, parent, name)
+    state.nodes.lose_identity(node)
+    if node.branch.writable:
+        state.numbers.drop(*node.identity)
+    state.nodes.release(node)
+
+
+def lower_tag(state: State, node: FileNode, status: os.stat_result) -> bytes:
+    """Return the tag that :func:`lose_name` may need, empty when it will not."""
+    plink = node.plink
+    if node.branch.writable or not state.rules.plink:
+        return b""
+    if plink is not None:
+        return plink.tag
+    if status.st_nlink < 2:
+        return b""
+    if node.fd >= 0:
+        return tag_of_open(node.branch, node.fd)
+    directory, entry, _ = locate(state, node)
+    return tag_of(directory, entry)
+
+
+def _links_left(
+    state: State, node: FileNode, status: os.stat_result, *, on_lower: bool, tag: bytes
+) -> int:
+    """Update the pseudo-link record and return how many links users see now."""
+    plink = node.plink
+    if plink is None:
+        left = status.st_nlink - 1
+        if on_lower and left > 0 and tag:
+            node.plink = state.plinks.add_count(
+                state.target(), node.number, (status.st_ino, tag), left
+            )
+        return left
+    if plink.upper is None:
+        if not on_lower:
+            return plink.remaining
+        if plink.branch is not state.writable:
+            left = plink.remaining - 1
+            state.plinks.forget(plink)
+            node.plink = None
+            if left > 0:
+                node.plink = state.plinks.add_count(
+                    state.target(), node.number, (plink.inode, plink.tag), left
+                )
+            return left
+        if state.plinks.set_remaining(plink, plink.remaining - 1):
+            return plink.remaining
+        node.plink = None
+        return 0
+    upper_links = status.st_nlink - 1
+    if not on_lower:
+        upper_links -= 1
+        if upper_links + plink.remaining <= 0:
+            state.plinks.drop(plink)
+            node.plink = None
+            return 0
+        return upper_links + plink.remaining
+    if plink.branch is not state.writable:
+        # The copy lies on a read-only branch: the count starts anew on the writable one.
+        left = upper_links + plink.remaining - 1
+        if left > 0:
+            directory = state.plinks.directory(plink.branch)
+            source = (status.st_ino, tag_of(directory, plink.entry))
+            node.plink = state.plinks.add_count(state.target(), node.number, source, left)
+        return left
+    if not state.plinks.set_remaining(plink, plink.remaining - 1):
+        node.plink = None
+        return upper_links
+    return upper_links + plink.remaining
+
+
+def is_on_lower(state: State, visible: Visible) -> bool:
+    """Tell whether what shows lies below the writable branch."""
+    return visible.branch is not state.writable

@@ -1,0 +1,221 @@
+"""Rename (aufs.md 6.4).
+
+Everything is brought to the writable branch first, then one rename there does it. The old name is hidden
+before, if something of that name would show; the whiteout of the new name goes after.
+
+A directory can be moved only if nothing of it would stay behind: its lower copies must contribute
+nothing. Otherwise the answer is EXDEV, as between filesystems, and mv(1) copies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from errno import EEXIST, EINVAL, EISDIR, ENOTDIR, ENOTEMPTY, EXDEV
+from typing import TYPE_CHECKING
+
+from unionfs import syscalls
+from unionfs.union.copyup import Place, copy_up, copy_up_directory
+from unionfs.union.link import materialise
+from unionfs.union.listing import is_empty, names_below
+from unionfs.union.lookup import getattr_, node_of, resolve, visible_below
+from unionfs.union.names import (
+    file_at,
+    find,
+    hidden,
+    is_on_lower,
+    lose_name,
+    lower_tag,
+)
+from unionfs.union.nodes import DirectoryNode, FileNode
+from unionfs.union.operation import Operation
+from unionfs.union.remove import discard, forget_directory, set_aside
+from unionfs.union.state import State, check_new_name
+
+if TYPE_CHECKING:
+    from unionfs.union.lookup import Visible
+    from unionfs.union.operation import Latch
+
+
+class Replaced:
+    """What the new name held before, and what must be done once it is gone."""
+
+    __slots__ = ("node", "on_lower", "status", "tag")
+
+    def __init__(self, state: State, parent: DirectoryNode, name: bytes, visible: Visible) -> None:
+        entry = node_of(state, parent, name, visible.found)
+        self.node = entry.node
+        self.status = entry.status
+        self.on_lower = is_on_lower(state, visible)
+        self.tag = b""
+        if isinstance(self.node, FileNode):
+            self.tag = lower_tag(state, self.node, self.status)
+        else:
+            self.status = getattr_(state, self.node).status
+
+    def directory(self) -> DirectoryNode:
+        """The directory that is replaced."""
+        if not isinstance(self.node, DirectoryNode):
+            raise OSError(ENOTDIR, "not a directory")
+        return self.node
+
+    def is_gone(self, state: State, parent: DirectoryNode, name: bytes) -> None:
+        """Account for it once the new entry has its name."""
+        if isinstance(self.node, DirectoryNode):
+            self.node.last = self.status
+            forget_directory(state, self.node)
+        else:
+            lose_name(
+                state,
+                self.node,
+                self.status,
+                parent,
+                name,
+                on_lower=self.on_lower,
+                tag=self.tag,
+            )
+
+
+def rename(
+    state: State,
+    parent: DirectoryNode,
+    name: bytes,
+    new_parent: DirectoryNode,
+    new_name: bytes,
+    flags: int = 0,
+) -> Operation[None]:
+    """Move ``name`` of ``parent`` to ``new_name`` of ``new_parent``.
+
+    Args:
+        flags: 0 or ``RENAME_NOREPLACE``.
+
+    Raises:
+        OSError: ``EXDEV`` for a directory that lower branches contribute to, ``ENOTEMPTY``,
+            ``EEXIST``, ``EINVAL`` for flags that are not supported, and as rename(2).
+    """
+    if flags & ~syscalls.RENAME_NOREPLACE:
+        raise OSError(EINVAL, "rename flags that are not supported")
+    while True:
+        source = find(state, parent, name)
+        check_new_name(new_parent, new_name)
+        state.target()
+        wait = _must_wait(state, parent, name, source, new_parent, new_name)
+        if wait is not None:
+            yield wait
+            continue
+        old = resolve(state, new_parent, new_name)
+        if old is not None:
+            if flags & syscalls.RENAME_NOREPLACE:
+                raise OSError(EEXIST, "the new name exists", new_name)
+            _check_types(source, old, new_name)
+        if source.is_directory:
+            _move_directory(state, parent, name, source, new_parent, new_name, old)
+            return
+        node, _ = file_at(state, parent, name, source)
+        if old is not None and node_of(state, new_parent, new_name, old.found).node is node:
+            return  # two names of one file: POSIX wants nothing done
+        if not node.branch.writable:
+            yield from copy_up(state, node, place=Place(parent, name))
+            continue  # the data took its time: look at everything again
+        if source.branch is not state.writable:
+            materialise(state, node, parent, name)
+        copy_up_directory(state, new_parent)
+        _move_file(state, node, parent, name, new_parent, new_name, old)
+        return
+
+
+def _must_wait(
+    state: State,
+    parent: DirectoryNode,
+    name: bytes,
+    source: Visible,
+    new_parent: DirectoryNode,
+    new_name: bytes,
+) -> Latch | None:
+    """Return the latch of a copy-up that must end first, or None."""
+    if source.is_directory:
+        return next(iter(state.copying), None)
+    node, _ = file_at(state, parent, name, source)
+    if node.copying is not None:
+        return node.copying
+    old = resolve(state, new_parent, new_name)
+    if old is not None and not old.is_directory:
+        return file_at(state, new_parent, new_name, old)[0].copying
+    return None
+
+
+def _check_types(source: Visible, old: Visible, new_name: bytes) -> None:
+    if source.is_directory and not old.is_directory:
+        raise OSError(ENOTDIR, "a directory cannot replace a file", new_name)
+    if old.is_directory and not source.is_directory:
+        raise OSError(EISDIR, "a file cannot replace a directory", new_name)
+
+
+def _move_file(
+    state: State,
+    node: FileNode,
+    parent: DirectoryNode,
+    name: bytes,
+    new_parent: DirectoryNode,
+    new_name: bytes,
+    old: Visible | None,
+) -> None:
+    replaced = Replaced(state, new_parent, new_name, old) if old is not None else None
+    was_hidden = state.writable_directory(new_parent).hides(new_name)
+    with hidden(state, parent, name, visible_below(state, parent, name, state.target())):
+        here, there = state.writable_directory(parent), state.writable_directory(new_parent)
+        here.rename(name, there, new_name)
+    if was_hidden:
+        state.writable_directory(new_parent).remove_whiteout(new_name)
+    if replaced is not None:
+        replaced.is_gone(state, new_parent, new_name)
+    state.nodes.add_name(node, new_parent, new_name)
+    state.nodes.drop_name(node, parent, name)
+
+
+def _move_directory(
+    state: State,
+    parent: DirectoryNode,
+    name: bytes,
+    source: Visible,
+    new_parent: DirectoryNode,
+    new_name: bytes,
+    old: Visible | None,
+) -> None:
+    target = state.target()
+    node = node_of(state, parent, name, source.found).node
+    if not isinstance(node, DirectoryNode):
+        raise OSError(ENOTDIR, "not a directory any more", name)
+    replaced = Replaced(state, new_parent, new_name, old) if old is not None else None
+    if replaced is not None and not is_empty(state, replaced.directory()):
+        raise OSError(ENOTEMPTY, "the new name is a directory that is not empty", new_name)
+    if state.copy_on(node, target) is None:
+        if not is_empty(state, node):
+            raise OSError(EXDEV, "the directory lies on a lower branch", name)
+        copy_up_directory(state, node)
+    elif names_below(state, node, target):
+        raise OSError(EXDEV, "lower branches contribute to the directory", name)
+    copy_up_directory(state, new_parent)
+    here, there = state.writable_directory(parent), state.writable_directory(new_parent)
+    was_hidden = there.hides(new_name)
+    with contextlib.ExitStack() as undo:
+        if was_hidden or visible_below(state, new_parent, new_name, target):
+            here = state.writable_directory(parent)
+            if here.set_opaque(name):
+                undo.callback(here.clear_opaque, name)
+        victim = b""
+        there = state.writable_directory(new_parent)
+        if old is not None and old.branch is target:
+            victim = set_aside(there, new_name)
+            undo.callback(there.rename, victim, there, new_name)
+        with hidden(state, parent, name, visible_below(state, parent, name, target)):
+            here, there = state.writable_directory(parent), state.writable_directory(new_parent)
+            here.rename(name, there, new_name)
+        undo.pop_all()
+    if was_hidden:
+        there.remove_whiteout(new_name)
+    if replaced is not None:
+        replaced.is_gone(state, new_parent, new_name)
+    if victim:
+        discard(state, there, victim)
+    state.nodes.set_copies(node, [copy for copy in node.copies if copy.branch is target])
+    state.nodes.place(node, new_parent, new_name)

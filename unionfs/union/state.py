@@ -1,0 +1,159 @@
+"""What a running union consists of; the modules beside this one are what can be done with it."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+from errno import EINVAL, ENAMETOOLONG, ENOENT, EPERM, EROFS
+from typing import TYPE_CHECKING, NamedTuple
+
+from unionfs.branch import Branch, WritableBranch, WritableDirectory
+from unionfs.branch.forms import NAME_LIMIT, WHITEOUT_PREFIX
+from unionfs.union.directories import OpenDirectories
+from unionfs.union.nodes import Copy, DirectoryNode, FileNode, NodeTable
+from unionfs.union.numbers import ROOT_NUMBER, InodeNumbers
+from unionfs.union.plink import PseudoLinks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from unionfs.union.operation import Job, Latch
+
+
+class Entry(NamedTuple):
+    """What lookup, getattr and their like answer.
+
+    Attributes:
+        node: the node.
+        status: the branch's attributes of it; ``st_ino`` is not the number users see.
+        nlink: the link count users see.
+    """
+
+    node: FileNode | DirectoryNode
+    status: os.stat_result
+    nlink: int
+
+
+class Caller(NamedTuple):
+    """On whose behalf something is created."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How this union decides where people differ (profile and options, see ``profile.py``).
+
+    Attributes:
+        strict: a whiteout beside the real entry is an error rather than harmless.
+        trusting: the branches are never changed by others (``udba=none``).
+        root_opaque: an opaque mark at the top of a branch counts.
+        plink: hard links survive copy-up.
+        fsync: a copy-up is on disk before it is published.
+        background_above: rmdir leaves more whiteouts than this to be removed in the background;
+            None removes all at once.
+    """
+
+    strict: bool = True
+    trusting: bool = False
+    root_opaque: bool = False
+    plink: bool = True
+    fsync: bool = True
+    background_above: int | None = None
+
+
+class State:
+    """The branches of a union and all that is known about what is in them.
+
+    Args:
+        branches: top first. They belong to the state from now on.
+        rules: how to decide.
+
+    Raises:
+        OSError: when the writable branch cannot be made ready.
+    """
+
+    def __init__(self, branches: Sequence[Branch], rules: Rules) -> None:
+        self.branches = list(branches)
+        self.rules = rules
+        top = self.branches[0]
+        self.writable = top if isinstance(top, WritableBranch) else None
+        if self.writable:
+            self.writable.prepare(plink=rules.plink)
+        self.numbers = InodeNumbers(self.writable.root.fd if self.writable else -1)
+        self.nodes = NodeTable(self.numbers)
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.directories = OpenDirectories((soft - len(self.branches)) // 2)
+        self.plinks = PseudoLinks(self.branches if rules.plink else [])
+        self.root = self.nodes.add_root(self._root_copies(), ROOT_NUMBER)
+        self.copying: set[Latch] = set()
+        self.cancelled = False
+        self.background: list[Job] = []
+
+    def _root_copies(self) -> list[Copy]:
+        copies = []
+        for branch in self.branches:
+            status = branch.root.status()
+            copies.append(Copy(branch, (status.st_dev, status.st_ino)))
+            if self.rules.root_opaque and branch.whable and branch.root.is_opaque():
+                break
+        return copies
+
+    def close(self) -> None:
+        """Give all descriptors back."""
+        for node in self.nodes:
+            if isinstance(node, FileNode) and node.fd >= 0:
+                os.close(node.fd)
+                node.fd = -1
+        self.directories.close_all()
+        self.plinks.close()
+        self.numbers.close()
+        for branch in self.branches:
+            branch.close()
+
+    def target(self) -> WritableBranch:
+        """Return the branch that changes go to.
+
+        Raises:
+            OSError: ``EROFS`` when there is none.
+        """
+        if self.writable is None:
+            raise OSError(EROFS, "no branch is writable")
+        return self.writable
+
+    def copy_on(self, node: DirectoryNode, branch: Branch) -> Copy | None:
+        """Return the copy of a directory on a branch, if it has one there."""
+        return next((copy for copy in node.copies if copy.branch is branch), None)
+
+    def writable_directory(self, node: DirectoryNode) -> WritableDirectory:
+        """Return the copy of a directory on the writable branch, opened.
+
+        Precondition: it has been copied up.
+        """
+        copy = self.copy_on(node, self.target())
+        if copy is None:
+            raise OSError(EROFS, "the directory was not copied up")
+        return self.directories.writable(node, copy)
+
+
+def check_name(name: bytes) -> None:
+    """Refuse a name that cannot be in a union.
+
+    Raises:
+        OSError: ``ENAMETOOLONG`` above 242 bytes, ``EPERM`` for a reserved name (aufs.md 2.2, 3).
+    """
+    if len(name) > NAME_LIMIT:
+        raise OSError(ENAMETOOLONG, "the name is longer than 242 bytes", name)
+    if name.startswith(WHITEOUT_PREFIX):
+        raise OSError(EPERM, "names that begin with .wh. are reserved", name)
+
+
+def check_new_name(parent: DirectoryNode, name: bytes) -> None:
+    """Refuse to make ``name`` in a directory that has been removed, or a name that cannot be."""
+    check_name(name)
+    if parent.removed:
+        raise OSError(ENOENT, "the directory has been removed")
+    if name in (b"", b".", b".."):
+        raise OSError(EINVAL, "not a name", name)
