@@ -15,7 +15,7 @@ _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 def printable(name: bytes | str) -> str:
-    """Return the name for a message: printable characters as they are, others as ``\\xNN``."""
+    r"""Return the name for a message: printable characters as they are, others as ``\\xNN``."""
     text = os.fsdecode(name)
     if text.isprintable():
         return text
@@ -30,7 +30,7 @@ def _visible(character: str) -> str:
 
 
 def octal_escape(name: bytes) -> bytes:
-    """Write blanks, control characters, backslash and DEL as ``\\NNN`` (aufs.md 1.5)."""
+    r"""Write blanks, control characters, backslash and DEL as ``\\NNN`` (aufs.md 1.5)."""
     return _ESCAPED_IN_STATE.sub(lambda match: b"\\%03o" % match[0][0], name)
 
 

@@ -1,0 +1,1 @@
+"""The commands: arguments in, lines of text out, and nothing else."""

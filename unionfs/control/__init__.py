@@ -1,0 +1,1 @@
+"""The live mount as seen from outside."""

@@ -1,0 +1,115 @@
+"""What can be known to go wrong before anything is mounted or written.
+
+Each check answers with one line that says what to do.  mount(2) itself would refuse in the same
+cases, but with one of three errnos for a dozen reasons, and only after the branches were prepared.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from typing import Final
+
+from unionfs.text import printable
+
+_DEVICE: Final = "/dev/fuse"
+_CAP_SYS_ADMIN: Final = 21
+_NS_GET_USERNS: Final = 0xB701  # ioctl_ns(2)
+
+
+class PreflightError(OSError):
+    """The mount cannot work; ``str()`` is one line that says what to do."""
+
+    def __init__(self, number: int, problem: str, remedy: str) -> None:
+        symbol = errno.errorcode.get(number, "EIO")
+        super().__init__(number, f"{problem} ({symbol}): {remedy}")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def check_mountpoint(path: bytes) -> bytes:
+    """Return the mount point as an absolute path without symbolic links.
+
+    Raises PreflightError.
+    """
+    shown = printable(path)
+    try:
+        # What a mount covers is looked at, never opened.
+        status = os.stat(path)
+    except OSError as error:
+        number = error.errno or errno.EIO
+        problem, remedy = {
+            errno.ENOENT: (f"mount point {shown} does not exist", f"create it: mkdir -p {shown}"),
+            errno.ENOTDIR: (f"mount point {shown} is not a directory", "name a directory"),
+            errno.ENOTCONN: (
+                f"mount point {shown} holds a dead FUSE mount",
+                f"free it: umount {shown} (as a plain user: fusermount3 -u {shown})",
+            ),
+            errno.EACCES: (
+                f"no permission to reach mount point {shown}",
+                "you need search permission on every directory above it",
+            ),
+            errno.ELOOP: (f"mount point {shown} is a loop of symbolic links", "name a directory"),
+        }.get(
+            number,
+            (f"mount point {shown} cannot be used: {error.strerror}", "name another directory"),
+        )
+        raise PreflightError(number, problem, remedy) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise PreflightError(
+            errno.ENOTDIR, f"mount point {shown} is not a directory", "name a directory"
+        )
+    return os.path.realpath(path)
+
+
+def check_device() -> None:
+    """Make sure that the FUSE device is there and may be used.  Raises PreflightError."""
+    try:
+        os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        number = error.errno or errno.EIO
+        problem, remedy = f"{_DEVICE} cannot be opened", "load the module: modprobe fuse"
+        if number == errno.ENOENT:
+            problem = f"there is no {_DEVICE}"
+            remedy = "load the module (modprobe fuse); in a container, pass the device to it"
+        elif number in (errno.EACCES, errno.EPERM):
+            problem = f"no permission to use {_DEVICE}"
+            remedy = "run as root, or let everybody use it (chmod 666 /dev/fuse)"
+        raise PreflightError(number, problem, remedy) from error
+
+
+def check_privilege() -> None:
+    """Make sure that this process may call mount(2).  Raises PreflightError."""
+    if not may_mount():
+        raise PreflightError(
+            errno.EPERM,
+            "no permission to mount",
+            "run as root, or in a namespace of your own: unshare -Urm",
+        )
+
+
+def may_mount() -> bool:
+    """Whether mount(2) is allowed: CAP_SYS_ADMIN, and over *this* mount namespace.
+
+    Root in a user namespace that kept the mount namespace of the host has the capability, but not
+    there.  A kernel that does not answer gets the benefit of the doubt.
+    """
+    with open("/proc/self/status", "rb") as lines:
+        effective = next((line for line in lines if line.startswith(b"CapEff:")), None)
+    if effective is not None and not int(effective.split()[1], 16) >> _CAP_SYS_ADMIN & 1:
+        return False
+    try:
+        namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        os.close(fcntl.ioctl(namespace, _NS_GET_USERNS))
+    except OSError as error:
+        # EPERM: the user namespace that owns the mounts is above ours, out of our sight.
+        return error.errno != errno.EPERM
+    finally:
+        os.close(namespace)
+    return True
