@@ -1,9 +1,9 @@
 """One branch of a union: its permission, its root descriptor, and what its filesystem can do.
 
 The root is opened once, before the union is mounted, and everything below is reached from that
-descriptor. Where the daemon may (it has the right to mount), the root is a private view of the branch
-in which nothing is mounted on top: mounts below a branch are not entered, as in aufs (aufs.md 1.1).
-Elsewhere the kernel is told not to cross into them.
+descriptor. Where the daemon may (it has the right to mount), the root is a private view of the
+branch in which nothing is mounted on top: mounts below a branch are not entered, as in aufs
+(aufs.md 1.1). Elsewhere the kernel is told not to cross into them.
 """
 
 from __future__ import annotations
@@ -177,6 +177,7 @@ class WritableBranch(Branch):
         self.root.rename(name, self.root, WHITEOUT_BASE)
 
     def close(self) -> None:
+        """Give all descriptors back, and with them the lock."""
         super().close()
         if self.lock_fd >= 0:
             os.close(self.lock_fd)

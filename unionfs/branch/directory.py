@@ -4,8 +4,8 @@ A ``Directory`` can be looked at, a ``WritableDirectory`` can also be changed. A
 hands out the former and so has no way to be written to: the difference is a type, not a flag.
 
 Every method takes the name of one entry and acts relative to the descriptor, and none follows a
-symbolic link. So a branch may lie below its own mount point, may be unmounted behind our back, and may
-have been filled by a stranger: no path of this host is ever walked.
+symbolic link. So a branch may lie below its own mount point, may be unmounted behind our back, and
+may have been filled by a stranger: no path of this host is ever walked.
 """
 
 from __future__ import annotations
@@ -190,9 +190,7 @@ class WritableDirectory(Directory):
 
     def link(self, source: Directory, source_name: bytes, name: bytes) -> None:
         """Make ``name`` here a hard link of an entry of ``source``."""
-        os.link(
-            source_name, name, src_dir_fd=source.fd, dst_dir_fd=self.fd, follow_symlinks=False
-        )
+        os.link(source_name, name, src_dir_fd=source.fd, dst_dir_fd=self.fd, follow_symlinks=False)
 
     def unlink(self, name: bytes) -> None:
         """Remove an entry that is not a directory."""
@@ -310,7 +308,7 @@ class WritableDirectory(Directory):
         try:
             while True:
                 here = opened[-1] if opened else self
-                if here._remove_if_empty(names[-1]):
+                if here.remove_if_empty(names[-1]):
                     names.pop()
                     if not opened:
                         return
@@ -327,7 +325,8 @@ class WritableDirectory(Directory):
             for directory in opened:
                 directory.close()
 
-    def _remove_if_empty(self, name: bytes) -> bool:
+    def remove_if_empty(self, name: bytes) -> bool:
+        """Remove a directory; False when there is something in it."""
         try:
             self.remove_directory(name)
         except FileNotFoundError:

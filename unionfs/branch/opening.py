@@ -55,9 +55,12 @@ class Specification(Protocol):
     """What the user said about one branch; ``permission`` is None when nothing was said."""
 
     @property
-    def path(self) -> bytes: ...
+    def path(self) -> bytes:
+        """Where the branch is."""
+
     @property
-    def permission(self) -> Permission | None: ...
+    def permission(self) -> Permission | None:
+        """What it was said to be."""
 
 
 def open_branches(
@@ -100,9 +103,7 @@ def open_branches(
     return branches
 
 
-def _open(
-    specification: Specification, index: int, *, read_only: bool, exclusive: bool
-) -> Branch:
+def _open(specification: Specification, index: int, *, read_only: bool, exclusive: bool) -> Branch:
     path = specification.path
     shown = os.fsdecode(path)
     try:
@@ -125,7 +126,8 @@ def _open(
         magic = syscalls.filesystem_magic(fd)
         if magic in _NO_BRANCH:
             raise BranchError(
-                EINVAL, f"branch {shown} lies on {_NO_BRANCH[magic]}, which cannot be a branch (EINVAL)"
+                EINVAL,
+                f"branch {shown} lies on {_NO_BRANCH[magic]} (EINVAL): use a real directory",
             )
         permission = specification.permission or _default(index, magic, read_only=read_only)
         if permission.writable:
@@ -246,5 +248,3 @@ def _refuse_overlap(branches: Sequence[Branch]) -> None:
                 seen.add(key)
         finally:
             os.close(fd)
-
-

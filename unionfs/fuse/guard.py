@@ -1,8 +1,8 @@
 """The one door between requests and the core: whatever happens inside, the caller gets an errno.
 
-An exception that escapes from a request handler ends the daemon, and with it every container that lives
-on the mount. So each handler passes through :func:`guarded`: an ``OSError`` becomes its errno; anything
-else is a fault of ours, is logged with the request, and the caller gets EIO.
+An exception that escapes from a request handler ends the daemon, and with it every container that
+lives on the mount. So each handler passes through :func:`guarded`: an ``OSError`` becomes its
+errno; anything else is a fault of ours, is logged with the request, and the caller gets EIO.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def guarded(handler: Handler) -> Handler:
     """Wrap a request handler so that nothing but ``FUSEError`` leaves it."""
 
     @functools.wraps(handler)
-    async def call(self: object, *args: Any) -> Any:
+    async def call(self: object, *args: Any) -> Any:  # noqa: ANN401 - whatever the handler takes
         try:
             return await handler(self, *args)
         except OSError as error:
             number = error.errno
             if number is None or number <= 0:
-                log.error("%s%r failed without an errno: %s", handler.__name__, args, error)
+                log.exception("%s%r failed without an errno", handler.__name__, args)
                 number = errno.EIO
             log.debug("%s%r: %s", handler.__name__, args, error)
             raise pyfuse3.FUSEError(number) from None
@@ -70,7 +70,7 @@ async def drive(operation: Operation[T]) -> T:
                     await event.wait()
                 else:
                     result = await trio.to_thread.run_sync(pending.run)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - it goes on inside the operation
                 pending = operation.throw(error)
             else:
                 pending = operation.send(result)

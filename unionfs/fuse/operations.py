@@ -1,8 +1,8 @@
 """FUSE requests, answered by the core: numbers become nodes, answers become structs, and no more.
 
-What the kernel may keep is decided here too. With ``udba=none`` nobody else changes the branches, so it
-may keep names, the absence of names and attributes for a day; with ``udba=reval`` it asks each time, and
-file contents stay cached only while the file is unchanged (aufs.md 7).
+What the kernel may keep is decided here too. With ``udba=none`` nobody else changes the branches,
+so it may keep names, the absence of names and attributes for a day; with ``udba=reval`` it asks
+each time, and file contents stay cached only while the file is unchanged (aufs.md 7).
 """
 
 from __future__ import annotations
@@ -183,12 +183,10 @@ class UnionOperations(pyfuse3.Operations):
         stream = self._streams[fh]
         union = self.union
         reply = pyfuse3.readdir_reply
-        if start_id < 1:
-            # The kernel takes these two for the names only, so they are not counted as remembered.
-            if not reply(token, b".", self._attributes(union.getattr(stream.node)), 1):
-                return
-        if start_id < 2:
-            if not reply(token, b"..", self._attributes(union.getattr(stream.node.parent)), 2):
+        # The kernel takes the dots for the names only, so they are not counted as remembered.
+        dots = ((b".", stream.node), (b"..", stream.node.parent))
+        for offset, (name, node) in enumerate(dots[max(start_id, 0) :], max(start_id, 0) + 1):
+            if not reply(token, name, self._attributes(union.getattr(node)), offset):
                 return
         for offset, name, item in union.read_directory(stream, max(start_id - 2, 0)):
             if is_too_long(name):
@@ -303,9 +301,7 @@ class UnionOperations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         parent = self.union.directory(parent_inode)
-        return self._attributes(
-            self.union.mkdir(parent, name, stat.S_IMODE(mode), _caller(ctx))
-        )
+        return self._attributes(self.union.mkdir(parent, name, stat.S_IMODE(mode), _caller(ctx)))
 
     @guarded
     async def symlink(
@@ -401,7 +397,8 @@ class UnionOperations(pyfuse3.Operations):
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
         if not self._flush_needed:
             # Nothing is held back here, so the kernel need not ask again. A network filesystem
-            # reports its errors at close, though, and then flush is where the program hears of them.
+            # reports its errors at close, though, and then flush is where the program hears of
+            # them.
             raise pyfuse3.FUSEError(errno.ENOSYS)
         await drive(self.union.flush(self._files[fh]))
 
@@ -418,4 +415,3 @@ class UnionOperations(pyfuse3.Operations):
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:
     return Caller(ctx.uid, ctx.gid)
-

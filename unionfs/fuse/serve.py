@@ -1,8 +1,9 @@
 """Serving one mount from beginning to end.
 
-The daemon opens ``/dev/fuse`` and calls mount(2) itself, so a refusal has an errno and the source shows
-in the mount table as it was given; libfuse then finds the ready descriptor as ``/dev/fd/N``. The mount is
-reported as ready when it has answered a request. It ends when somebody unmounts it, or SIGTERM does.
+The daemon opens ``/dev/fuse`` and calls mount(2) itself, so a refusal has an errno and the source
+shows in the mount table as it was given; libfuse then finds the ready descriptor as ``/dev/fd/N``.
+The mount is reported as ready when it has answered a request. It ends when somebody unmounts it, or
+SIGTERM does.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ def _mount(union: Union, mountpoint: bytes, source: bytes, options: MountOptions
             "ENOENT": "create the mount point first",
         }.get(name, os.strerror(error.errno or 0))
         raise MountError(
-            error.errno or errno.EIO, f"{printable(mountpoint)} cannot be mounted ({name}): {advice}"
+            error.errno or errno.EIO,
+            f"{printable(mountpoint)} cannot be mounted ({name}): {advice}",
         ) from error
     return device
 

@@ -59,4 +59,4 @@ def openat2(dir_fd: int, path: bytes, flags: int, mode: int = 0, resolve: int = 
             return int(fd)
         if ctypes.get_errno() not in (errno.EAGAIN, errno.EINTR):
             break
-    fail(path)
+    return fail(path)

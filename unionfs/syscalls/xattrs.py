@@ -1,8 +1,8 @@
 """Extended attributes of ``directory descriptor + name``, never following a symbolic link.
 
 The plain calls need a path or a descriptor opened for reading; neither serves for a fifo, a device
-or a symbolic link inside a hostile layer. So the object is pinned with ``O_PATH`` and reached through
-``/proc/self/fd``, whose entry leads to exactly that object, be it a link or not.
+or a symbolic link inside a hostile layer. So the object is pinned with ``O_PATH`` and reached
+through ``/proc/self/fd``, whose entry leads to exactly that object, be it a link or not.
 """
 
 import os

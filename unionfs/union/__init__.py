@@ -1,1 +1,1 @@
-"""The semantics of a union, without FUSE: see ``core.py`` for the whole, and where to begin reading."""
+"""The semantics of a union, without FUSE; ``core.py`` says where to begin reading."""

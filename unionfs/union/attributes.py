@@ -1,7 +1,7 @@
 """Changing attributes: mode, owner, times, size, extended attributes (aufs.md 5.1, 5.3).
 
-Each change copies up first. An open file is changed through its descriptor, which also works when it
-has no name any more.
+Each change copies up first. An open file is changed through its descriptor, which also works when
+it has no name any more.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ class Change:
     mtime_ns: int | None = None
 
 
-def setattr_(
-    state: State, node: FileNode | DirectoryNode, change: Change
-) -> Operation[Entry]:
+def setattr_(state: State, node: FileNode | DirectoryNode, change: Change) -> Operation[Entry]:
     """Change attributes and return the new ones.
 
     Raises:
@@ -61,7 +59,7 @@ def setattr_(
             return getattr_(state, node)
         copy_up_directory(state, node)
         directory = state.writable_directory(node)
-        _apply(_pinned(directory.fd), False, directory.status(), change)
+        _apply(_pinned(directory.fd), directory.status(), change)
         return getattr_(state, node)
     if node.last is not None:
         # No name, not open: only a descriptor opened with O_PATH can still mean it.
@@ -71,7 +69,7 @@ def setattr_(
     if node.fd >= 0:
         if change.size is not None:
             _truncate_open(node, change.size)
-        _apply(_pinned(node.fd), False, os.fstat(node.fd), change)
+        _apply(_pinned(node.fd), os.fstat(node.fd), change)
         return getattr_(state, node)
     place, name, status = locate(state, node)
     if change.size is not None:
@@ -81,7 +79,8 @@ def setattr_(
         finally:
             os.close(fd)
     with _Pin(place, name) as pinned:
-        _apply(pinned, stat.S_ISLNK(status.st_mode), place.stat(name), change)
+        is_symlink = stat.S_ISLNK(status.st_mode)
+        _apply(pinned, place.stat(name), change, is_symlink=is_symlink)
     return getattr_(state, node)
 
 
@@ -113,7 +112,9 @@ class _Pin:
         os.close(self._fd)
 
 
-def _apply(path: bytes, is_symlink: bool, status: os.stat_result, change: Change) -> None:
+def _apply(
+    path: bytes, status: os.stat_result, change: Change, *, is_symlink: bool = False
+) -> None:
     """Change owner, then mode, then times: a change of owner may clear mode bits."""
     if change.uid is not None or change.gid is not None:
         os.chown(
@@ -189,9 +190,7 @@ def _reach(state: State, node: FileNode | DirectoryNode, use: Callable[[bytes], 
         return use(path)
 
 
-def list_xattrs(
-    state: State, node: FileNode | DirectoryNode, *, privileged: bool
-) -> list[bytes]:
+def list_xattrs(state: State, node: FileNode | DirectoryNode, *, privileged: bool) -> list[bytes]:
     """List the extended attributes of the object that answers.
 
     Args:
@@ -229,9 +228,7 @@ def set_xattr(
     _reach(state, node, lambda path: os.setxattr(path, key, value))
 
 
-def remove_xattr(
-    state: State, node: FileNode | DirectoryNode, key: bytes
-) -> Operation[None]:
+def remove_xattr(state: State, node: FileNode | DirectoryNode, key: bytes) -> Operation[None]:
     """Remove an extended attribute, after copy-up.
 
     Raises:

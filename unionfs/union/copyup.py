@@ -1,9 +1,9 @@
 """Copy-up: the first change of something on a read-only branch makes a complete copy of it above.
 
-The copy is built under a temporary name (``.wh..wh.NAME.xxxx``) beside its final place: data, owner,
-mode, extended attributes, times, then to disk, and only then one rename gives it its name. Whoever
-looks sees the old file or the complete new one. On any failure the temporary is removed and the union
-is as it was (aufs.md 5.1 to 5.4).
+The copy is built under a temporary name (``.wh..wh.NAME.xxxx``) beside its final place: data,
+owner, mode, extended attributes, times, then to disk, and only then one rename gives it its name.
+Whoever looks sees the old file or the complete new one. On any failure the temporary is removed and
+the union is as it was (aufs.md 5.1 to 5.4).
 
 The data is copied by a job, so other requests go on meanwhile. The node's ``copying`` latch keeps a
 second copy-up, a rename or an unlink of the same file waiting until then.
@@ -152,9 +152,10 @@ def _own_place(state: State, node: FileNode) -> Place | None:
     """Return a name that leads to the file, None when no known one does (see plink.py)."""
     for parent, name in list(node.names):
         visible = resolve(state, parent, name)
-        if visible is not None and not visible.is_directory:
-            if node_of(state, parent, name, visible.found).node is node:
-                return Place(parent, name)
+        if visible is None or visible.is_directory:
+            continue
+        if node_of(state, parent, name, visible.found).node is node:
+            return Place(parent, name)
     return None
 
 
@@ -241,9 +242,7 @@ def _fill(
     def work() -> None:
         copy_content(source_fd, fd, size, lambda: state.cancelled)
         os.fchown(fd, status.st_uid, status.st_gid)
-        _copy_xattrs(
-            b"/proc/self/fd/%d" % source_fd, b"/proc/self/fd/%d" % fd, target
-        )
+        _copy_xattrs(b"/proc/self/fd/%d" % source_fd, b"/proc/self/fd/%d" % fd, target)
         os.fchmod(fd, mode)
         os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
         if to_disk:
@@ -364,7 +363,9 @@ def _publish(
             # Visible, though under no name we know: the pseudo-link alone makes it found.
             lower = (status.st_ino, tag_of_open(node.branch, node.fd))
             remaining = nlink_of(node, status)
-            record = state.plinks.add_nameless(target, node.number, lower, remaining, (fd, identity))
+            record = state.plinks.add_nameless(
+                target, node.number, lower, remaining, (fd, identity)
+            )
             _replace_plink(state, node, record)
     else:
         identity = identity_of(work.directory().stat(work.temporary))

@@ -1,12 +1,13 @@
 """The union as a whole: every operation a filesystem offers, without FUSE.
 
 The methods here only find the nodes and count what the kernel remembers; the semantics live in the
-modules beside this one, a folder to be read in this order: ``lookup``, ``listing``, ``copyup``, ``names``
-(claiming and hiding), ``create``, ``remove``, ``link``, ``rename``, ``attributes``, ``files``, ``plink``.
+modules beside this one, a folder to be read in this order: ``lookup``, ``listing``, ``copyup``,
+``names`` (claiming and hiding), ``create``, ``remove``, ``link``, ``rename``, ``attributes``,
+``files``, ``plink``.
 
-Methods that return an :data:`Operation` are generators that may hand out jobs (see ``operation.py``);
-:func:`run_now` drives them in place. All others answer at once. Every failure is an ``OSError`` whose errno
-is the answer to the caller.
+Methods that return an :data:`Operation` are generators that may hand out jobs (see
+``operation.py``); :func:`run_now` drives them in place. All others answer at once. Every failure is
+an ``OSError`` whose errno is the answer to the caller.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ class Union:
     def read_directory(
         self, stream: DirectoryStream, start: int
     ) -> Iterator[tuple[int, bytes, Listed]]:
-        """Yield (offset, name, item) after offset ``start``; :meth:`listed` turns items to nodes."""
+        """Yield (offset, name, item) after ``start``; :meth:`listed` turns items to nodes."""
         return stream.read(self.state, start)
 
     def listed(self, stream: DirectoryStream, name: bytes, item: Listed) -> Entry | None:
@@ -205,9 +206,7 @@ class Union:
         self, parent: DirectoryNode, name: bytes, mode: int, device: int, caller: Caller
     ) -> Entry:
         """Create a file, fifo, socket or device node."""
-        return self.remember(
-            create.make_node(self.state, parent, name, mode, device, caller)
-        )
+        return self.remember(create.make_node(self.state, parent, name, mode, device, caller))
 
     def symlink(self, parent: DirectoryNode, name: bytes, text: bytes, caller: Caller) -> Entry:
         """Create a symbolic link."""

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 _CHUNK: Final = 4 << 20
 _BLOCK: Final = 4096
 _ZEROS: Final = bytes(_BLOCK)
-_CANNOT_SHARE: Final = frozenset(
-    (EOPNOTSUPP, EXDEV, EINVAL, EPERM, ENOSYS, EBADF, ETXTBSY, ENOTTY)
-)
+_CANNOT_SHARE: Final = frozenset((EOPNOTSUPP, EXDEV, EINVAL, EPERM, ENOSYS, EBADF, ETXTBSY, ENOTTY))
 
 
 class CancelledError(OSError):

@@ -1,8 +1,8 @@
 """Open files: reading, writing, and what stays true while a file changes its place.
 
-All handles of a file share one descriptor, that of its node. So a handle opened for reading follows the
-file when another one causes its copy-up, and a file that has lost its names is still read, written and
-measured through it (aufs.md 5.7).
+All handles of a file share one descriptor, that of its node. So a handle opened for reading follows
+the file when another one causes its copy-up, and a file that has lost its names is still read,
+written and measured through it (aufs.md 5.7).
 """
 
 from __future__ import annotations

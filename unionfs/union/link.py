@@ -1,6 +1,7 @@
 """Hard links (aufs.md 6.3).
 
-A link to a file on the writable branch is an ordinary link there. A lower file is copied up under the
+A link to a file on the writable branch is an ordinary link there. A lower file is copied up under
+the
 *new* name and becomes a pseudo-link: its old name stays where it is and is served from the copy.
 """
 
@@ -23,7 +24,8 @@ def link(state: State, node: FileNode, parent: DirectoryNode, name: bytes) -> Op
     """Give a file one more name.
 
     Raises:
-        OSError: ``ENOENT`` for a file that has lost its last name, ``EEXIST``, ``EMLINK``, ``EROFS``.
+        OSError: ``ENOENT`` for a file that has lost its last name, ``EEXIST``, ``EMLINK``,
+        ``EROFS``.
     """
     while node.copying is not None:
         yield node.copying

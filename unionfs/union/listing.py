@@ -4,9 +4,9 @@ The branches are read from the top, each in its own order. A name is listed when
 listed it and none has a whiteout of it (aufs.md 4.1). The list is a snapshot made when an open
 directory is read from its start.
 
-Offsets stay valid for as long as the directory is open: a name keeps its offset over every snapshot,
-new names get new ones behind. So a program may list half, see names come and go, seek back to an old
-place or rewind, and meets no name twice and misses none that was there all the time.
+Offsets stay valid for as long as the directory is open: a name keeps its offset over every
+snapshot, new names get new ones behind. So a program may list half, see names come and go, seek
+back to an old place or rewind, and meets no name twice and misses none that was there all the time.
 """
 
 from __future__ import annotations
@@ -176,5 +176,3 @@ def entry_of(state: State, parent: DirectoryNode, name: bytes, item: Listed) -> 
 def is_too_long(name: bytes) -> bool:
     """Tell whether a listed name can be looked up (aufs.md 4.1: listed, never found)."""
     return len(name) > NAME_LIMIT
-
-

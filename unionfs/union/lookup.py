@@ -1,12 +1,12 @@
 """Lookup: which branch answers for a name.
 
 The branches are asked from the top. The first entry found fixes what the name is. A file ends the
-search. A directory goes on collecting the directories of that name below, for they are merged; files
-below it are skipped. A whiteout ends the search, and so does an opaque mark in the directory found
-(aufs.md 3).
+search. A directory goes on collecting the directories of that name below, for they are merged;
+files below it are skipped. A whiteout ends the search, and so does an opaque mark in the directory
+found (aufs.md 3).
 
-This module is the one place that decides identity: lookup, listing and getattr all get their node from
-:func:`node_of`.
+This module is the one place that decides identity: lookup, listing and getattr all get their node
+from :func:`node_of`.
 """
 
 from __future__ import annotations
@@ -80,12 +80,7 @@ def resolve(
         directory = state.directories.get(parent, copy)
         if rules.strict and branch.whable and directory.hides(name):
             # The illegal pair (aufs.md 2.4): an error where the parent's top copy has it.
-            if (
-                first
-                and below is None
-                and not rules.trusting
-                and directory.find(name) is not None
-            ):
+            if first and below is None and not rules.trusting and directory.find(name) is not None:
                 raise OSError(EIO, "a whiteout stands beside the real entry", name)
             break
         first = False

@@ -1,13 +1,13 @@
 """Claiming and hiding names: the two steps that every change of a directory goes through.
 
-*Claim*: whoever makes an entry takes the name first. A whiteout that hid the name goes away, and only
-after the new entry exists, so the old lower entry never shows in between.
+*Claim*: whoever makes an entry takes the name first. A whiteout that hid the name goes away, and
+only after the new entry exists, so the old lower entry never shows in between.
 
 *Hide*: whoever takes an entry away makes the whiteout first, if something of that name would show
 otherwise, and removes the entry after it.
 
-Files that come back from the dead, the classic fault of union filesystems, come from skipping one of the
-two in one call. (Specification: aufs.md 6, 6.1, 6.2.)
+Files that come back from the dead, the classic fault of union filesystems, come from skipping one
+of the two in one call. (Specification: aufs.md 6, 6.1, 6.2.)
 """
 
 from __future__ import annotations

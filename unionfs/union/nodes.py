@@ -1,11 +1,12 @@
 """Nodes: what the kernel holds on to, one for each file and one for each merged directory.
 
-A node is an identity, not a path. A file is the one inode that answers for it on one branch, however
-many names lead there: two nodes for one file would give the kernel two page caches for it, and that
-is how databases are corrupted. A directory is all the directories of one name that are merged.
+A node is an identity, not a path. A file is the one inode that answers for it on one branch,
+however many names lead there: two nodes for one file would give the kernel two page caches for it,
+and that is how databases are corrupted. A directory is all the directories of one name that are
+merged.
 
-Lifetime: a node lives while the kernel remembers it (``lookups``), while it is open (``handles``) or
-while a living node names it as its parent (``children``). Then it is gone, and memory with it.
+Lifetime: a node lives while the kernel remembers it (``lookups``), while it is open (``handles``)
+or while a living node names it as its parent (``children``). Then it is gone, and memory with it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Inode numbers: the same file keeps its number, two files never share one.
 
 A number is computed from where the file lies, (filesystem, inode), so it needs no memory and is the
-same after the kernel has forgotten the file. Only what was copied up needs a record, because it lies
-elsewhere now and must keep the number it had: a sparse file, indexed by the new inode number, as aufs
-does with its xino file (aufs.md 4.2). It has no name, so it vanishes with the mount.
+same after the kernel has forgotten the file. Only what was copied up needs a record, because it
+lies elsewhere now and must keep the number it had: a sparse file, indexed by the new inode number,
+as aufs does with its xino file (aufs.md 4.2). It has no name, so it vanishes with the mount.
 
 The space of 64 bits is cut like this::
 

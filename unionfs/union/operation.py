@@ -11,8 +11,9 @@ Everything between two yields runs in the request thread without interruption, a
 What holds across a yield must be checked again afterwards.
 
 Order of waiting (whoever waits for several takes them in this order, so nobody waits in a circle):
-first all copy-ups in flight, for a rename that moves a directory; then the copy-up of one node, parent
-before child. A copy-up itself waits for nobody while it holds its latch: parents are copied up before.
+first all copy-ups in flight, for a rename that moves a directory; then the copy-up of one node,
+parent before child. A copy-up itself waits for nobody while it holds its latch: parents are copied
+up before.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def run_now(operation: Operation[T]) -> T:
                 continue
             try:
                 result = pending.run()
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - it goes on inside the operation
                 pending = operation.throw(error)
             else:
                 pending = operation.send(result)

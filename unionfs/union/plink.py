@@ -1,20 +1,20 @@
 """Pseudo-links: hard links that survive copy-up.
 
-Two names on a read-only branch share one inode. When the file is copied up through one name, the other
-name still leads to the lower inode; without help it would show the old content from then on. So the
-copy also gets an entry in ``.wh..wh.plnk`` at the top of its branch, and whoever looks up a name that
-leads to the lower inode is served the copy (aufs.md 6.5).
+Two names on a read-only branch share one inode. When the file is copied up through one name, the
+other name still leads to the lower inode; without help it would show the old content from then on.
+So the copy also gets an entry in ``.wh..wh.plnk`` at the top of its branch, and whoever looks up a
+name that leads to the lower inode is served the copy (aufs.md 6.5).
 
-aufs keeps the relation in memory and needs it flushed before every unmount. Here the entry's name says
-all, so the relation is valid on disk at any time and found again by the next mount::
+aufs keeps the relation in memory and needs it flushed before every unmount. Here the entry's name
+says all, so the relation is valid on disk at any time and found again by the next mount::
 
     NUMBER.INODE.TAG.REMAINING        the file itself, one more hard link to the copy
     NUMBER.INODE.TAG.REMAINING.lower  an empty file: nothing was copied up, but names were removed
 
-``NUMBER`` is the inode number in the union. ``INODE`` and ``TAG`` say which lower file: its inode, and a
-digest of the lower branch's filesystem, its root and the birth of the file, so that two branches, or
-an inode used again, are not mistaken. ``REMAINING`` counts the names that still lie only on the lower
-branch. Hence the link count that users see::
+``NUMBER`` is the inode number in the union. ``INODE`` and ``TAG`` say which lower file: its inode,
+and a digest of the lower branch's filesystem, its root and the birth of the file, so that two
+branches, or an inode used again, are not mistaken. ``REMAINING`` counts the names that still lie
+only on the lower branch. Hence the link count that users see::
 
     copied up:      links of the copy, less the entry, plus REMAINING
     not copied up:  REMAINING
@@ -186,7 +186,7 @@ class PseudoLinks:
         remaining: int,
         made: tuple[int, Identity],
     ) -> PseudoLink:
-        """Record a copy that has no name yet; arguments as :meth:`add_copy`, ``made`` an open file."""
+        """Record a copy that has no name yet; as :meth:`add_copy`, ``made`` is an open file."""
         fd, identity = made
         plink = PseudoLink(branch, number, *source, remaining, identity)
         syscalls.link_fd(fd, self._writable(branch).fd, plink.entry)
@@ -259,6 +259,4 @@ class PseudoLinks:
             number, inode, tag, remaining, lower = match.groups()
             found = directory.stat(name)
             upper = None if lower else (found.st_dev, found.st_ino)
-            self._insert(
-                PseudoLink(branch, int(number), int(inode), tag, int(remaining), upper)
-            )
+            self._insert(PseudoLink(branch, int(number), int(inode), tag, int(remaining), upper))

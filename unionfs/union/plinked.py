@@ -1,8 +1,8 @@
 """Which names a writable branch owes its pseudo-links: for whoever copies the branch away.
 
-A file that was copied up through one of its hard links is served under all of them, but only some of the
-names lie on the writable branch. A diff of the branch must contain the others too, or they would show
-the old content wherever the diff is applied.
+A file that was copied up through one of its hard links is served under all of them, but only some
+of the names lie on the writable branch. A diff of the branch must contain the others too, or they
+would show the old content wherever the diff is applied.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from unionfs.branch import open_branches
 from unionfs.branch.permission import Access, Permission
 from unionfs.union.core import Union
 from unionfs.union.listing import entry_of, merge
-from unionfs.union.nodes import DirectoryNode, FileNode, Identity
+from unionfs.union.nodes import DirectoryNode, Identity
 from unionfs.union.options import BranchSpec
 from unionfs.union.state import Rules
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from unionfs.union.state import State
-
 
 
 class PseudoLinkName(NamedTuple):
@@ -83,7 +82,7 @@ def _walk(state: State) -> dict[bytes, PseudoLinkName]:
             if isinstance(node, DirectoryNode):
                 node.lookups += 1
                 pending.append((path + name + b"/", node))
-            elif isinstance(node, FileNode) and node.identity in wanted:
+            elif node.identity in wanted:
                 names[path + name] = PseudoLinkName(node.identity, wanted[node.identity].entry)
                 left -= 1
     return names

@@ -1,8 +1,8 @@
 """Removing: unlink and rmdir (aufs.md 6.2).
 
-A whiteout is made only where it is needed: when the entry lies on a lower branch, or when another of
-that name would show after it is gone. A directory can be removed when it is *logically* empty; what is
-physically left in it, whiteouts mostly, goes away under a temporary name.
+A whiteout is made only where it is needed: when the entry lies on a lower branch, or when another
+of that name would show after it is gone. A directory can be removed when it is *logically* empty;
+what is physically left in it, whiteouts mostly, goes away under a temporary name.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rename (aufs.md 6.4).
 
-Everything is brought to the writable branch first, then one rename there does it. The old name is hidden
-before, if something of that name would show; the whiteout of the new name goes after.
+Everything is brought to the writable branch first, then one rename there does it. The old name is
+hidden before, if something of that name would show; the whiteout of the new name goes after.
 
 A directory can be moved only if nothing of it would stay behind: its lower copies must contribute
 nothing. Otherwise the answer is EXDEV, as between filesystems, and mv(1) copies.
