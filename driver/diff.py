@@ -1,0 +1,110 @@
+"""A layer as a stream of bytes (driver.md part 2, ``DiffStream``).
+
+The tar is produced while it is read: nothing runs ahead, nothing is kept but the chunk at hand. So
+closing early simply stops the producer, in the middle of a file if need be, and then gives back
+what it held, such as a mount.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator
+from types import TracebackType
+from typing import Self
+
+
+class DiffStream:
+    """A binary readable made of a producer of chunks. Iterable, and a context manager.
+
+    Args:
+        chunks: the producer; closed with the stream.
+        release: called once when the stream is closed, whatever the reason.
+    """
+
+    def __init__(
+        self,
+        chunks: Generator[bytes, None, None],
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._chunks = chunks
+        self._release = release
+        self._rest = b""
+        self._closed = False
+        self._mutex = threading.RLock()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return the next ``size`` bytes, less only at the end; everything when negative.
+
+        Raises:
+            ValueError: the stream is closed.
+            OSError, ArchiveError: the layer cannot be read any further.
+        """
+        with self._mutex:
+            self._check_open()
+            wanted = -1 if size is None else size
+            pieces = [self._rest]
+            got = len(self._rest)
+            self._rest = b""
+            while wanted < 0 or got < wanted:
+                chunk = next(self._chunks, None)
+                if chunk is None:
+                    break
+                pieces.append(chunk)
+                got += len(chunk)
+            data = b"".join(pieces)
+            if 0 <= wanted < got:
+                data, self._rest = data[:wanted], data[wanted:]
+            return data
+
+    def readable(self) -> bool:
+        """Tell that this can be read, as file objects do."""
+        return True
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Stop the producer and give back what it held; a second call does nothing."""
+        with self._mutex:
+            if self._closed:
+                return
+            self._closed = True
+            self._rest = b""
+            try:
+                self._chunks.close()
+            finally:
+                self._release()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        """Return the next chunk, of whatever size is at hand."""
+        with self._mutex:
+            self._check_open()
+            if self._rest:
+                chunk, self._rest = self._rest, b""
+                return chunk
+            return next(self._chunks)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # A stream that was dropped unread must not keep a container's root mounted for ever.
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the diff stream is closed")
