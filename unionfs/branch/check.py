@@ -110,7 +110,6 @@ def _check_directory(
             yield Finding("temporary", _join(path, name), "left behind by a crash", repair)
         elif is_directory:
             below.append(name)
-    return below
 
 
 def _resolve_pair(directory: WritableDirectory, name: bytes, *, is_directory: bool) -> None:

@@ -10,18 +10,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from unionfs.text import printable
 from unionfs.union.lookup import lookup, resolve
 from unionfs.union.nodes import DirectoryNode
 from unionfs.union.state import check_name
 
 if TYPE_CHECKING:
-    from unionfs.branch import Branch, Directory
+    from unionfs.branch import Directory
     from unionfs.union.core import Union
     from unionfs.union.lookup import Visible
-    from unionfs.union.state import State
 
 _KINDS: Final = {
     stat.S_IFREG: "file",
@@ -90,7 +91,7 @@ def explain(union: Union, path: bytes) -> Explanation:
     state = union.state
     node: DirectoryNode = union.root
     causes: dict[int, _Cause] = {}  # why a branch has no part in `node`, where it is not absence
-    fates = tuple(
+    fates: tuple[Fate, ...] = tuple(
         Fate(copy.branch.index, "merged" if position else "shown", "directory")
         for position, copy in enumerate(node.copies)
     )
@@ -102,10 +103,11 @@ def explain(union: Union, path: bytes) -> Explanation:
     )
     for position, name in enumerate(names):
         try:
+            fates = ()
             if name == b"..":
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             check_name(name)
-            fates = _fates(union, node, name, causes)
+            fates = _fates(union, node, name, causes, _shown(names[: position + 1]))
             entry = lookup(state, node, name)
         except OSError as error:
             symbol = errno.errorcode.get(error.errno or 0, "EIO")
@@ -127,7 +129,7 @@ def explain(union: Union, path: bytes) -> Explanation:
 
 
 def _fates(
-    union: Union, parent: DirectoryNode, name: bytes, causes: dict[int, _Cause]
+    union: Union, parent: DirectoryNode, name: bytes, causes: dict[int, _Cause], path: str
 ) -> tuple[Fate, ...]:
     """Return what becomes of ``name`` on each branch; raises OSError as a lookup does."""
     state = union.state
@@ -151,20 +153,23 @@ def _fates(
             )
             continue
         directory = state.directories.get(parent, copy)
-        fate, cause = _fate(state, directory, branch, name, visible, cause)
+        fate, cause = _fate(directory, name, path, visible, cause)
         fates.append(fate)
     return tuple(fates)
 
 
 def _fate(
-    state: State,
     directory: Directory,
-    branch: Branch,
     name: bytes,
+    path: str,
     visible: Visible | None,
     cause: _Cause | None,
 ) -> tuple[Fate, _Cause | None]:
-    """Return the fate on one branch, and what hides the branches below it."""
+    """Return the fate on the branch of ``directory``, and what hides the branches below it.
+
+    path: the name with all above it, for the reasons.  cause: what hides this branch, if anything.
+    """
+    branch = directory.branch
     status = directory.find(name)
     whiteout = branch.whable and _has_whiteout(directory, name)
     shown = [] if visible is None else [b.index for b, _ in visible.found]
@@ -177,17 +182,17 @@ def _fate(
     elif cause is not None:
         fate = Fate(index, "hidden", kind, cause.index, cause.reason)
     elif whiteout:
-        fate = Fate(index, "hidden", kind, index, "a whiteout beside it")
+        fate = Fate(index, "hidden", kind, index, "the whiteout beside it")
     else:
         # Not in sight though nothing covers it: a file below a directory is skipped (aufs.md 3).
-        fate = Fate(index, "hidden", kind, shown[0] if shown else None, "a directory of that name")
+        fate = Fate(index, "hidden", kind, shown[0] if shown else None, f"the directory {path}")
     if cause is None:
         if whiteout:
-            cause = _Cause(index, "a whiteout")
+            cause = _Cause(index, f"the whiteout of {path}")
         elif index in shown and kind != "directory":
-            cause = _Cause(index, f"a {kind} of that name")
+            cause = _Cause(index, f"the {kind} {path}")
         elif index in shown and branch.whable and directory.is_opaque(name):
-            cause = _Cause(index, "an opaque directory of that name")
+            cause = _Cause(index, f"the opaque directory {path}")
     return fate, cause
 
 
@@ -198,6 +203,10 @@ def _has_whiteout(directory: Directory, name: bytes) -> bool:
         if error.errno == errno.EIO:  # one of a wrong type, which lookup refuses
             return True
         raise
+
+
+def _shown(names: Sequence[bytes]) -> str:
+    return printable(b"/" + b"/".join(names))
 
 
 def _kind(status: os.stat_result) -> str:
