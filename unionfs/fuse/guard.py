@@ -50,8 +50,11 @@ def guarded(handler: Handler) -> Handler:
     return cast("Handler", call)
 
 
-async def drive(operation: Operation[T]) -> T:
+async def drive(operation: Operation[T], before_waiting: Callable[[], None]) -> T:
     """Run an operation of the core: its jobs in worker threads, its waits as waits of this task.
+
+    Args:
+        before_waiting: called before each wait, so that another task can serve requests.
 
     Returns:
         What the operation returns.
@@ -64,6 +67,7 @@ async def drive(operation: Operation[T]) -> T:
         while True:
             result: Any = None
             try:
+                before_waiting()
                 if isinstance(pending, Latch):
                     event = trio.Event()
                     pending.on_open(event.set)

@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 import stat
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import pyfuse3
 
@@ -32,6 +32,10 @@ from unionfs.union.core import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from unionfs.union.core import Operation
+
+T = TypeVar("T")
+
 _DAY_S: Final = 86400
 _BLOCK: Final = 4096
 
@@ -46,6 +50,9 @@ class UnionOperations(pyfuse3.Operations):
         trusting: nobody else changes the branches (``udba=none``).
         fsync: fsync has to be answered by doing it; else it is switched off (``volatile``).
         background: starts a job that nobody waits for.
+
+    Attributes:
+        before_waiting: called when a request is about to wait (see ``eager.py``).
     """
 
     supports_dot_lookup = False  # would promise answers about nodes that were forgotten
@@ -65,6 +72,7 @@ class UnionOperations(pyfuse3.Operations):
         self.fsync_wanted = fsync
         self.timeout = _DAY_S if trusting else 0
         self._background = background
+        self.before_waiting: Callable[[], None] = lambda: None
         self._flush_needed = any(branch.writable and branch.remote for branch in union.branches)
         self._next_handle = itertools.count(1)
         self._files: dict[int, FileHandle] = {}
@@ -112,6 +120,9 @@ class UnionOperations(pyfuse3.Operations):
         key = (*node.identity, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
         same, node.cache_key = node.cache_key == key, key
         return same
+
+    async def _drive(self, operation: Operation[T]) -> T:
+        return await drive(operation, self.before_waiting)
 
     def _start_background(self) -> None:
         for job in self.union.take_background():
@@ -228,7 +239,7 @@ class UnionOperations(pyfuse3.Operations):
     async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         if not self.fsync_wanted:
             raise pyfuse3.FUSEError(errno.ENOSYS)
-        await drive(self.union.sync_directory(self._streams[fh].node))
+        await self._drive(self.union.sync_directory(self._streams[fh].node))
 
     @guarded
     async def getxattr(
@@ -253,13 +264,13 @@ class UnionOperations(pyfuse3.Operations):
         value: bytes,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        await drive(self.union.set_xattr(self.union.node(inode), name, value))
+        await self._drive(self.union.set_xattr(self.union.node(inode), name, value))
 
     @guarded
     async def removexattr(
         self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
     ) -> None:
-        await drive(self.union.remove_xattr(self.union.node(inode), name))
+        await self._drive(self.union.remove_xattr(self.union.node(inode), name))
 
     @guarded
     async def setattr(
@@ -278,7 +289,9 @@ class UnionOperations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        return self._attributes(await drive(self.union.setattr(self.union.node(inode), change)))
+        return self._attributes(
+            await self._drive(self.union.setattr(self.union.node(inode), change))
+        )
 
     @guarded
     async def mknod(
@@ -324,7 +337,7 @@ class UnionOperations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         parent = self.union.directory(new_parent_inode)
         operation = self.union.link(self.union.node(inode), parent, new_name)
-        return self._attributes(await drive(operation))
+        return self._attributes(await self._drive(operation))
 
     @guarded
     async def unlink(
@@ -333,7 +346,7 @@ class UnionOperations(pyfuse3.Operations):
         name: pyfuse3.FileNameT,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        await drive(self.union.unlink(self.union.directory(parent_inode), name))
+        await self._drive(self.union.unlink(self.union.directory(parent_inode), name))
 
     @guarded
     async def rmdir(
@@ -357,7 +370,7 @@ class UnionOperations(pyfuse3.Operations):
     ) -> None:
         old = self.union.directory(parent_inode_old)
         new = self.union.directory(parent_inode_new)
-        await drive(self.union.rename(old, name_old, new, name_new, flags))
+        await self._drive(self.union.rename(old, name_old, new, name_new, flags))
         self._start_background()
 
     # open files
@@ -373,25 +386,25 @@ class UnionOperations(pyfuse3.Operations):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         parent = self.union.directory(parent_inode)
         operation = self.union.create(parent, name, stat.S_IMODE(mode), flags, _caller(ctx))
-        entry, handle = await drive(operation)
+        entry, handle = await self._drive(operation)
         return self._opened(handle), self._attributes(entry)
 
     @guarded
     async def open(
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
-        return self._opened(await drive(self.union.open(self.union.file(inode), flags)))
+        return self._opened(await self._drive(self.union.open(self.union.file(inode), flags)))
 
     @guarded
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         answer = self.union.read(self._files[fh], off, size)
         if isinstance(answer, Job):
-            return cast("bytes", await drive(answer.alone()))
+            return cast("bytes", await self._drive(answer.alone()))
         return cast("bytes", answer)  # any buffer will do, and copying it would be waste
 
     @guarded
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
-        return await drive(self.union.write(self._files[fh], off, buf))
+        return await self._drive(self.union.write(self._files[fh], off, buf))
 
     @guarded
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
@@ -400,13 +413,13 @@ class UnionOperations(pyfuse3.Operations):
             # reports its errors at close, though, and then flush is where the program hears of
             # them.
             raise pyfuse3.FUSEError(errno.ENOSYS)
-        await drive(self.union.flush(self._files[fh]))
+        await self._drive(self.union.flush(self._files[fh]))
 
     @guarded
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         if not self.fsync_wanted:
             raise pyfuse3.FUSEError(errno.ENOSYS)
-        await drive(self.union.sync(self._files[fh], data_only=datasync))
+        await self._drive(self.union.sync(self._files[fh], data_only=datasync))
 
     @guarded
     async def release(self, fh: pyfuse3.FileHandleT) -> None:

@@ -20,6 +20,7 @@ import pyfuse3
 import trio
 
 from unionfs import syscalls
+from unionfs.fuse.eager import take_requests_eagerly
 from unionfs.fuse.operations import UnionOperations
 from unionfs.text import printable
 
@@ -146,6 +147,8 @@ async def _serve(
             union, trusting=options.udba == "none", fsync=options.fsync, background=start
         )
         pyfuse3.init(operations, f"/dev/fd/{device}", set())
+        turnstile = take_requests_eagerly(device)
+        operations.before_waiting = turnstile.let_another_in
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_wait_for_signals, mountpoint)
