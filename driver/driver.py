@@ -20,6 +20,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from driver import mounts, mounttable
 from driver.archive import layer_chunks, unpack_layer
@@ -48,8 +49,15 @@ class NotYetError(DriverError, NotImplementedError):
 
 
 NAME = "aufs"
-_MOUNT_OPTIONS = "aufs.mountopt"
 _EMPTY_ARCHIVE = bytes(1024)  # a tar's end marker and nothing before it
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What the options of `init` say."""
+
+    mount_options: tuple[str, ...] = ()
+    ignore_chown_errors: bool = False
 
 
 def init(
@@ -61,7 +69,9 @@ def init(
 
     Args:
         root: directory for the layers; made when missing.
-        options: ``key=value`` texts; known is ``aufs.mountopt``, more options for every mount.
+        options: ``key=value`` texts. ``aufs.mountopt=OPTIONS``: more options for every mount.
+            ``aufs.ignore_chown_errors=true``: owners that cannot be set here, as in a user
+            namespace with few ids, are logged when a layer is applied, and no error.
         id_map: how container ids relate to host ids.
 
     Raises:
@@ -71,7 +81,7 @@ def init(
         OSError: a directory cannot be made.
     """
     mapping = id_map if id_map is not None else IdentityMapping()
-    mount_options = _parse_options(options)
+    settings = _parse_options(options)
     check_support()
     place = os.path.realpath(root)
     backing = backing_name(place)
@@ -79,7 +89,7 @@ def init(
     store = Store(place, owner)
     _detach_dead(place)
     store.sweep()
-    return Driver(store, backing, mount_options, mapping)
+    return Driver(store, backing, settings, mapping)
 
 
 class Driver:
@@ -93,13 +103,13 @@ class Driver:
         self,
         store: Store,
         backing: str,
-        mount_options: Sequence[str] = (),
+        settings: _Settings | None = None,
         id_map: IdentityMapping | None = None,
     ) -> None:
         self.root = store.root
         self._store = store
         self._backing = backing
-        self._mount_options = tuple(mount_options)
+        self._settings = settings if settings is not None else _Settings()
         self._id_map = id_map if id_map is not None else IdentityMapping()
         self._locks = LayerLocks()
         self._uses = UseCounter(lambda path: mounttable.state(path) is MountState.LIVE)
@@ -332,7 +342,12 @@ class Driver:
         self._store.make_branch(id)
         root = open_root(branch)
         try:
-            unpack_layer(root, diff, self._id_map)
+            unpack_layer(
+                root,
+                diff,
+                self._id_map,
+                ignore_chown_errors=self._settings.ignore_chown_errors,
+            )
         finally:
             os.close(root)
         return branch_size(branch, self._branches(chain))
@@ -358,7 +373,7 @@ class Driver:
         if state is MountState.DEAD:
             _log.warning("%s: its server is gone, mounting it again", target)
             mounts.unmount(target)
-        mounts.mount(target, self._branches([id, *chain]), self._mount_options, label)
+        mounts.mount(target, self._branches([id, *chain]), self._settings.mount_options, label)
 
     def _unmount_if_mounted(self, target: str) -> None:
         if mounttable.state(target) is MountState.ABSENT:
@@ -417,18 +432,26 @@ def _is_parent(chain: Sequence[str], parent: str) -> bool:
     return not chain or chain[0] == parent
 
 
-def _parse_options(options: Sequence[str]) -> list[str]:
-    """Return the mount options that the driver's options ask for."""
-    found: list[str] = []
+def _parse_options(options: Sequence[str]) -> _Settings:
+    """Return what the driver's options say."""
+    mount_options: list[str] = []
+    ignore_chown_errors = False
     for option in options:
         key, equals, value = option.partition("=")
-        if key.strip().lower() != _MOUNT_OPTIONS or not equals:
-            raise ValueError(
-                f"unknown driver option {option!r}: the only one is {_MOUNT_OPTIONS}=OPTIONS"
-            )
-        if value:
-            found.append(value)
-    return found
+        match key.strip().lower() if equals else "":
+            case "aufs.mountopt":
+                if value:
+                    mount_options.append(value)
+            case "aufs.ignore_chown_errors":
+                if value not in ("true", "false"):
+                    raise ValueError(f"driver option {option!r}: say true or false")
+                ignore_chown_errors = value == "true"
+            case _:
+                raise ValueError(
+                    f"unknown driver option {option!r}: there are aufs.mountopt=OPTIONS"
+                    " and aufs.ignore_chown_errors=true"
+                )
+    return _Settings(tuple(mount_options), ignore_chown_errors)
 
 
 def _detach_dead(root: str) -> None:

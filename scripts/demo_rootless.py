@@ -5,9 +5,9 @@ namespace that belongs to it. In there mount(2) works for FUSE, and chroot(2) wo
 impossible is what would concern others: making devices, giving files to ids that the user does not
 own.
 
-Started by a user, one step does it (stage "user"). Started by root there is no user yet, so root
-first sets the stage ("root"): an id that nobody has, and a private mount namespace in which that id
-can read this checkout and open /dev/fuse. The host keeps its permissions.
+Started by a user, one step does it. Started by root there is no user yet, so root first sets the
+stage: an id that nobody has, and a private mount namespace in which that id can read this checkout
+and open /dev/fuse. The host keeps its permissions.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 _PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _FIRST_ID = 61_184  # Debian leaves 61184 to 65519 to ids that are made up while running
@@ -35,7 +34,8 @@ def run(stage: str | None, demo: Callable[[], int]) -> int:
     """Go to the next stage; in the last one run the demo.
 
     Args:
-        stage: None at first, else the argument of ``--stage``.
+        stage: None at first, else the argument of ``--stage``: "inside", or what root has made
+            for the user.
         demo: what to run as root of the user namespace.
 
     Raises:
@@ -43,10 +43,10 @@ def run(stage: str | None, demo: Callable[[], int]) -> int:
     """
     if stage == "inside":
         return demo()
-    if stage == "root":
-        return _as_root()
+    if stage is not None:
+        return _in_view(stage)
     if os.geteuid() == 0:
-        return _wait(["unshare", "--mount", "--propagation=private", *_again("root")])
+        return _with_user()
     return _enter(os.environ.copy())
 
 
@@ -79,75 +79,73 @@ def _has_subordinate_ids() -> bool:
 # --- as root: a stage for a user that does not exist ---------------------------------------------
 
 
-def _as_root() -> int:
-    user = _free_id()
+def _with_user() -> int:
+    """Make up a user, and a directory of that user's, for as long as the demo runs."""
+    taken = {entry.pw_uid for entry in pwd.getpwall()}
+    user = next(number for number in range(_FIRST_ID, 65_520) if number not in taken)
     place = tempfile.mkdtemp(prefix="fuse-aufs-user-", dir=os.environ.get("TMPDIR", "/var/tmp"))
     try:
         os.chown(place, user, user)
-        with _device(place):
-            for path in (_PROJECT, sys.base_prefix):
-                _make_reachable(path, user)
-            environment = {
-                "PATH": os.environ.get("PATH", os.defpath),
-                "HOME": place,
-                "TMPDIR": place,
-                "PYTHONDONTWRITEBYTECODE": "1",
-            }
-            return _enter(environment, user)
+        return _wait(["unshare", "--mount", "--propagation=private", *_again(place)])
     finally:
         shutil.rmtree(place)
 
 
-def _free_id() -> int:
-    taken = {entry.pw_uid for entry in pwd.getpwall()}
-    return next(number for number in range(_FIRST_ID, 65_520) if number not in taken)
+def _in_view(place: str) -> int:
+    """Become the user that owns ``place``, in this mount namespace: its mounts end with it."""
+    user = os.stat(place).st_uid
+    _open_device(place)
+    _make_reachable([_PROJECT, sys.base_prefix, place], user)
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": place,
+        "TMPDIR": place,
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return _enter(environment, user)
 
 
-@contextmanager
-def _device(place: str) -> Iterator[None]:
-    """Have a /dev/fuse that everybody may open, as hosts with udev have, in this namespace only."""
+def _open_device(place: str) -> None:
+    """Have a /dev/fuse that everybody may open, as hosts with udev have."""
     status = os.stat("/dev/fuse")
-    if stat.S_IMODE(status.st_mode) & 0o006 == 0o006:
-        yield
+    if status.st_mode & 0o006 == 0o006:
         return
     folder = tempfile.mkdtemp(dir=place)
     _command("mount", "-t", "tmpfs", "-o", "mode=755", "fuse-aufs-demo", folder)
     node = os.path.join(folder, "fuse")
-    try:
-        os.mknod(node, stat.S_IFCHR, status.st_rdev)
-        os.chmod(node, 0o666)
-        _command("mount", "--bind", node, "/dev/fuse")
-        yield
-    finally:
-        _command("umount", "--lazy", folder)
+    os.mknod(node, stat.S_IFCHR, status.st_rdev)
+    os.chmod(node, 0o666)
+    _command("mount", "--bind", node, "/dev/fuse")
 
 
-def _make_reachable(path: str, user: int) -> None:
-    """Let ``user`` reach ``path`` in this namespace, if a folder above it is closed (as /root is).
+def _make_reachable(paths: Sequence[str], user: int) -> None:
+    """Let ``user`` reach ``paths`` in this namespace, if a folder above is closed (as /root is).
 
-    The closed folder is covered by an empty one, in which only ``path`` is mounted again.
+    The closed folder is covered by an empty one, in which only the paths are mounted again.
     """
-    closed = path
-    for folder in _parents(path):
-        if not _can_search(folder, user):
-            closed = folder
-            break
-    else:
-        return
-    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY)
+    for path in paths:
+        if not _can_search(path, user):
+            raise ImpossibleError(f"other users may not enter {path}: chmod o+rx it")
+    closed = {path: _closed_above(path, user) for path in paths}
+    held = {path: os.open(path, os.O_PATH | os.O_DIRECTORY) for path in paths if closed[path]}
     try:
-        _command("mount", "-t", "tmpfs", "-o", "mode=755", "fuse-aufs-demo", closed)
-        os.makedirs(path, exist_ok=True)
-        # By descriptor: the name now means the empty folder.
-        _command("mount", "--bind", f"/proc/self/fd/{descriptor}", path, keep=(descriptor,))
+        for folder in {folder for folder in closed.values() if folder}:
+            _command("mount", "-t", "tmpfs", "-o", "mode=755", "fuse-aufs-demo", folder)
+        for path, descriptor in held.items():
+            os.makedirs(path, exist_ok=True)
+            # By descriptor, for the name now means the empty folder; mount(8) must not look it up.
+            what = f"/proc/self/fd/{descriptor}"
+            _command("mount", "--no-canonicalize", "--bind", what, path, keep=descriptor)
     finally:
-        os.close(descriptor)
+        for descriptor in held.values():
+            os.close(descriptor)
 
 
-def _parents(path: str) -> Iterator[str]:
+def _closed_above(path: str, user: int) -> str | None:
+    """Return the topmost folder above ``path`` that ``user`` may not pass."""
     parts = path.strip("/").split("/")
-    for length in range(1, len(parts) + 1):
-        yield "/" + "/".join(parts[:length])
+    above = ("/" + "/".join(parts[:length]) for length in range(1, len(parts)))
+    return next((folder for folder in above if not _can_search(folder, user)), None)
 
 
 def _can_search(folder: str, user: int) -> bool:
@@ -162,8 +160,9 @@ def _again(stage: str) -> list[str]:
     return [sys.executable, "-m", "scripts.demo", "--rootless", f"--stage={stage}"]
 
 
-def _command(*command: str, keep: Sequence[int] = ()) -> None:
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, pass_fds=keep)
+def _command(*command: str, keep: int | None = None) -> None:
+    kept = () if keep is None else (keep,)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, pass_fds=kept)
     if done.returncode:
         raise ImpossibleError(f"cannot prepare a user's view: {done.stderr.strip()}")
 
@@ -183,4 +182,5 @@ def _wait(
         extra_groups=None if user is None else [],
     )
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    return child.wait()
+    status = child.wait()
+    return status if status >= 0 else 128 - status
