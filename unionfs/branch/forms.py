@@ -22,6 +22,10 @@ ORPHAN_DIRECTORY = b".wh..wh.orph"
 # must still fit into 255 bytes: hence 242 and not 251.
 NAME_LIMIT = 255 - 2 * len(WHITEOUT_PREFIX) - len(b".xxxx")
 
+# Other union filesystems write their marks as extended attributes with these prefixes. Nobody inside
+# may see or set one, and copy-up leaves them behind: on another branch they would mean something.
+_MARK_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
+
 _SUFFIX_DIGITS = frozenset(b"0123456789abcdef")
 
 
@@ -33,6 +37,11 @@ def whiteout_of(name: bytes) -> bytes:
 def is_reserved(name: bytes) -> bool:
     """Tell whether ``name`` is one that users of the union can neither see nor make."""
     return name.startswith(WHITEOUT_PREFIX)
+
+
+def is_mark_xattr(key: bytes) -> bool:
+    """Tell whether an extended attribute is the private mark of a union filesystem."""
+    return key.startswith(_MARK_XATTRS)
 
 
 def hidden_by(name: bytes) -> bytes | None:
@@ -58,5 +67,9 @@ def is_temporary(name: bytes) -> bool:
         name.startswith(PRIVATE_PREFIX)
         and len(name) > len(PRIVATE_PREFIX) + 5
         and name[-5:-4] == b"."
-        and _SUFFIX_DIGITS.issuperset(name[-4:])
+        and # Other union filesystems write their marks as extended attributes with these prefixes. Nobody inside
+# may see or set one, and copy-up leaves them behind: on another branch they would mean something.
+_MARK_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
+
+_SUFFIX_DIGITS.issuperset(name[-4:])
     )

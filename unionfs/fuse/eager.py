@@ -1,15 +1,15 @@
 """Look before you sleep: how the worker tasks of pyfuse3 take requests.
 
-Several tasks serve one mount, so that one which waits for a disk does not hold up the rest. pyfuse3 lets
-them take turns at the descriptor under a fair lock: after every request another task is woken, a trip
-through the event loop that costs more than the request itself. Here
+Several tasks serve one mount, so that one which waits for a disk does not hold up the rest. pyfuse3
+lets them take turns at the descriptor under a fair lock: after every request another task is woken,
+a trip through the event loop that costs more than the request itself. Here
 
 * the task that has just answered takes the next request too, as long as there is one;
 * another task is woken only when this one is about to wait (:meth:`Turnstile.let_another_in`);
 * the descriptor is asked whether a request is there before the event loop is asked to wait for one.
 
-The event loop gets its turn every so often all the same, or a busy client would starve timers, signals
-and the results of worker threads.
+The event loop gets its turn every so often all the same, or a busy client would starve timers,
+signals and the results of worker threads.
 
 pyfuse3 reaches trio through a name of its own, which its asyncio support also replaces;
 :func:`take_requests_eagerly` puts a stand-in there.

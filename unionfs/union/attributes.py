@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
-from errno import EINVAL, ENODATA, ENOENT, EOPNOTSUPP
+from errno import EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING, Final
 
+from unionfs.branch.forms import is_mark_xattr
 from unionfs.union.copyup import copy_up, copy_up_directory
 from unionfs.union.lookup import getattr_, locate
 from unionfs.union.nodes import DirectoryNode, FileNode
@@ -170,6 +171,8 @@ _EXTRA: Final = (
 
 
 def _check_visible(key: bytes) -> None:
+    if is_mark_xattr(key):
+        raise OSError(ENODATA, "a private mark of a union filesystem", key)
     # ACLs are not enforced by this union, so it does not pretend to keep them (aufs.md 5.3).
     if key.startswith(_ACL):
         raise OSError(EOPNOTSUPP, "POSIX ACLs are not enabled", key)
@@ -202,7 +205,9 @@ def list_xattrs(state: State, node: FileNode | DirectoryNode, *, privileged: boo
     return [
         name
         for name in names
-        if not name.startswith(_ACL) and (privileged or not name.startswith(b"trusted."))
+        if not name.startswith(_ACL)
+        and not is_mark_xattr(name)
+        and (privileged or not name.startswith(b"trusted."))
     ]
 
 
@@ -222,7 +227,13 @@ def get_xattr(state: State, node: FileNode | DirectoryNode, key: bytes) -> bytes
 def set_xattr(
     state: State, node: FileNode | DirectoryNode, key: bytes, value: bytes
 ) -> Operation[None]:
-    """Set an extended attribute, after copy-up."""
+    """Set an extended attribute, after copy-up.
+
+    Raises:
+        OSError: ``EPERM`` for a private mark: nobody inside may forge one.
+    """
+    if is_mark_xattr(key):
+        raise OSError(EPERM, "a private mark of a union filesystem", key)
     _check_visible(key)
     yield from _bring_up(state, node)
     _reach(state, node, lambda path: os.setxattr(path, key, value))

@@ -20,6 +20,7 @@ from errno import EDQUOT, ENODATA, ENOENT, ENOMEM, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING, Final
 
 from unionfs import syscalls
+from unionfs.branch.forms import is_mark_xattr
 from unionfs.union.data import copy_content
 from unionfs.union.lookup import locate, nlink_of, node_of, resolve
 from unionfs.union.nodes import Copy, DirectoryNode, FileNode, identity_of
@@ -316,6 +317,8 @@ def _copy_xattrs(source: bytes, copy: bytes, target: Branch) -> None:
             except OSError:
                 pass  # there was none
     for key in keys:
+        if is_mark_xattr(os.fsencode(key)):
+            continue
         try:
             value = os.getxattr(source, key)
         except OSError as error:
