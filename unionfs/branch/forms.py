@@ -22,8 +22,8 @@ ORPHAN_DIRECTORY = b".wh..wh.orph"
 # must still fit into 255 bytes: hence 242 and not 251.
 NAME_LIMIT = 255 - 2 * len(WHITEOUT_PREFIX) - len(b".xxxx")
 
-# Other union filesystems write their marks as extended attributes with these prefixes. Nobody inside
-# may see or set one, and copy-up leaves them behind: on another branch they would mean something.
+# Other union filesystems write their marks as extended attributes with these prefixes. Nobody
+# inside may see or set one, and copy-up leaves them behind: elsewhere they would mean something.
 _MARK_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
 
 _SUFFIX_DIGITS = frozenset(b"0123456789abcdef")
@@ -67,9 +67,5 @@ def is_temporary(name: bytes) -> bool:
         name.startswith(PRIVATE_PREFIX)
         and len(name) > len(PRIVATE_PREFIX) + 5
         and name[-5:-4] == b"."
-        and # Other union filesystems write their marks as extended attributes with these prefixes. Nobody inside
-# may see or set one, and copy-up leaves them behind: on another branch they would mean something.
-_MARK_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
-
-_SUFFIX_DIGITS.issuperset(name[-4:])
+        and _SUFFIX_DIGITS.issuperset(name[-4:])
     )
