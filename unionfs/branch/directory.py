@@ -257,10 +257,16 @@ class WritableDirectory(Directory):
             pass
 
     def set_opaque(self, name: bytes) -> bool:
-        """Shut lower branches out of the sub-directory ``name``; False when they were already."""
+        """Shut lower branches out of the sub-directory ``name``; False when they were already.
+
+        The mark is no change that anybody sees, so the times of the directory stay.
+        """
         child = WritableDirectory(self.branch, self.open_child(name))
         try:
-            return child._mark(OPAQUE_MARK)
+            before = child.status()
+            made = child._mark(OPAQUE_MARK)
+            child.set_own_times(before)
+            return made
         finally:
             child.close()
 
@@ -268,7 +274,9 @@ class WritableDirectory(Directory):
         """Take back :meth:`set_opaque`."""
         child = WritableDirectory(self.branch, self.open_child(name))
         try:
+            before = child.status()
             child.unlink(OPAQUE_MARK)
+            child.set_own_times(before)
         finally:
             child.close()
 
