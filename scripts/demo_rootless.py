@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 _PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _FIRST_ID = 61_184  # Debian leaves 61184 to 65519 to ids that are made up while running
@@ -62,6 +63,16 @@ def _enter(environment: dict[str, str], user: int | None = None) -> int:
     more = ["--map-auto"] if user is None and _has_subordinate_ids() else []
     command = ["unshare", "--user", "--map-root-user", *more, "--mount"]
     print(f"   $ {' '.join(command)}", flush=True)
+    try:
+        subprocess.run(
+            [*command, "true"], check=True, capture_output=True, text=True, **_identity(user)
+        )
+    except subprocess.CalledProcessError as error:
+        raise ImpossibleError(
+            f"users may not make namespaces here ({error.stderr.strip()}): see the sysctls"
+            " user.max_user_namespaces, kernel.unprivileged_userns_clone and"
+            " kernel.apparmor_restrict_unprivileged_userns; a chroot forbids it, too"
+        ) from error
     return _wait([*command, *_again("inside")], environment, user)
 
 
@@ -167,6 +178,18 @@ def _command(*command: str, keep: int | None = None) -> None:
         raise ImpossibleError(f"cannot prepare a user's view: {done.stderr.strip()}")
 
 
+class _Identity(TypedDict):
+    """Arguments of subprocess that say who runs a command."""
+
+    user: int | None
+    group: int | None
+    extra_groups: list[int] | None
+
+
+def _identity(user: int | None) -> _Identity:
+    return {"user": user, "group": user, "extra_groups": None if user is None else []}
+
+
 def _wait(
     command: Sequence[str], environment: dict[str, str] | None = None, user: int | None = None
 ) -> int:
@@ -177,9 +200,7 @@ def _wait(
         command,
         cwd=_PROJECT,
         env=environment,
-        user=user,
-        group=user,
-        extra_groups=None if user is None else [],
+        **_identity(user),
     )
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     status = child.wait()
