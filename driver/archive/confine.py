@@ -9,9 +9,9 @@ all: whoever gets it works on exactly that name below exactly that directory (dr
 "Confinement").
 
 Two ways lead to the directory. ``openat2`` does all of it in one call. The second walks component
-by component and reads symbolic links itself; it serves where ``openat2`` is missing, for paths of
-more than 4095 bytes, and to make parents that the archive did not list. Mounts found inside the
-root are not entered.
+by component and reads symbolic links itself; it serves where ``openat2`` is missing, for links in
+paths of more than 4095 bytes, and to make parents that the archive did not list. Mounts found
+inside the root are not entered.
 """
 
 import errno
@@ -21,6 +21,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from driver.beneath import open_directory
 from driver.errors import BreakoutError
 from unionfs import syscalls
 
@@ -190,11 +191,15 @@ class Confined:
 
     def _open(self, directory: Path, *, create: bool) -> int:
         joined = b"/".join(directory) or b"."
-        if self._openat2 and len(joined) < _PATH_MAX:
+        if self._openat2:
             try:
-                return syscalls.openat2(self._root, joined, _DIRECTORY, resolve=_IN_ROOT)
-            except FileNotFoundError:
-                if not create:
+                if len(joined) < _PATH_MAX:
+                    return syscalls.openat2(self._root, joined, _DIRECTORY, resolve=_IN_ROOT)
+                return open_directory(self._root, joined)  # in pieces, so without links
+            except OSError as error:
+                missing_is_fine = create and error.errno == errno.ENOENT
+                link_in_long_path = len(joined) >= _PATH_MAX and error.errno == errno.ELOOP
+                if not missing_is_fine and not link_in_long_path:
                     raise
         fd, missing = self._walk(directory)
         try:

@@ -17,6 +17,7 @@ from driver.archive.confine import Path, Place
 from driver.archive.extraction import Extraction, status_of
 from driver.archive.reader import Entry, Kind, Readable
 from driver.archive.whiteouts import Role
+from driver.errors import InvalidArchiveError
 from driver.idmap import IdentityMapping
 
 
@@ -64,6 +65,9 @@ class _Unpacking:
         role = whiteouts.role(path)
         if role is Role.SCRATCH:
             return
+        if role is Role.PSEUDO_LINK and len(path) == 1 and entry.kind is not Kind.DIRECTORY:
+            # As a link it would give the filesystem somebody else's files for its own.
+            raise InvalidArchiveError("pseudo-links lie in a directory", entry.name)
         if role in (Role.WHITEOUT, Role.OPAQUE) and entry.kind is not Kind.DIRECTORY:
             self._whiteout(path, role)
         else:

@@ -59,12 +59,16 @@ def role(path: Sequence[bytes]) -> Role:
         return Role.OPAQUE
     if not base.startswith(PREFIX):
         return Role.ORDINARY
-    hidden_name(base)
+    hidden_name(base, b"/".join(path))
     return Role.WHITEOUT
 
 
-def hidden_name(base: bytes) -> bytes:
+def hidden_name(base: bytes, shown: bytes | None = None) -> bytes:
     """Return the name that the whiteout called ``base`` hides.
+
+    Args:
+        base: last component.
+        shown: what the error shows in place of it.
 
     Raises:
         InvalidArchiveError: that would be nothing, ``.`` or ``..``; removing it would remove the
@@ -72,7 +76,7 @@ def hidden_name(base: bytes) -> bytes:
     """
     hidden = base[len(PREFIX) :]
     if hidden in _NOT_A_NAME:
-        raise InvalidArchiveError("malformed whiteout", base)
+        raise InvalidArchiveError("malformed whiteout", base if shown is None else shown)
     return hidden
 
 

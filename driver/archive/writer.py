@@ -222,7 +222,7 @@ class _Writer:
         """Produce what lies in the branch."""
         directory = stat.S_ISDIR(status.st_mode)
         if name.startswith(whiteouts.PREFIX):
-            whiteouts.hidden_name(name)
+            whiteouts.hidden_name(name, path)
             if not directory:
                 # Just the name counts. In a branch most are links to one file, here none is.
                 yield Member(path, members.FILE, mode=_WHITEOUT_MODE).encode()
