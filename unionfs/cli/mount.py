@@ -70,7 +70,8 @@ class _ShowVersion(argparse.Action):
             version = metadata.version("fuse-aufs")
         except metadata.PackageNotFoundError:
             version = "(not installed)"
-        parser.exit(0, f"fuse-aufs {version}\n")
+        print(f"fuse-aufs {version}")
+        parser.exit(0)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ import errno
 import functools
 import logging
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import pyfuse3
 import trio
@@ -25,6 +25,13 @@ T = TypeVar("T")
 Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 log = logging.getLogger(__name__)
+
+
+class Settling(Protocol):
+    """Whoever has request handlers that change something."""
+
+    async def settle(self) -> None:
+        """See to what the change entails, before the answer."""
 
 
 def guarded(handler: Handler) -> Handler:
@@ -46,6 +53,20 @@ def guarded(handler: Handler) -> Handler:
         except Exception:
             log.exception("%s%r failed unexpectedly", handler.__name__, args)
             raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return cast("Handler", call)
+
+
+def changing(handler: Handler) -> Handler:
+    """Wrap a request handler that may change the union: as :func:`guarded`, then ``settle``."""
+
+    @guarded
+    @functools.wraps(handler)
+    async def call(self: Settling, *args: Any) -> Any:  # noqa: ANN401 - as above
+        try:
+            return await handler(self, *args)
+        finally:
+            await self.settle()
 
     return cast("Handler", call)
 

@@ -15,8 +15,9 @@ import stat
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import pyfuse3
+import trio
 
-from unionfs.fuse.guard import drive, guarded
+from unionfs.fuse.guard import changing, drive, guarded
 from unionfs.union.core import (
     Caller,
     Change,
@@ -124,9 +125,15 @@ class UnionOperations(pyfuse3.Operations):
     async def _drive(self, operation: Operation[T]) -> T:
         return await drive(operation, self.before_waiting)
 
-    def _start_background(self) -> None:
+    async def settle(self) -> None:
+        """Start what a change left to be done, and have the kernel drop what it made untrue."""
         for job in self.union.take_background():
             self._background(job)
+        stale = self.union.take_stale()
+        if stale and self.timeout:
+            # From a thread, never from the one that answers requests, but before the answer.
+            self.before_waiting()
+            await trio.to_thread.run_sync(_drop_attributes, stale)
 
     # looking
 
@@ -256,7 +263,7 @@ class UnionOperations(pyfuse3.Operations):
 
     # changing
 
-    @guarded
+    @changing
     async def setxattr(
         self,
         inode: pyfuse3.InodeT,
@@ -266,13 +273,13 @@ class UnionOperations(pyfuse3.Operations):
     ) -> None:
         await self._drive(self.union.set_xattr(self.union.node(inode), name, value))
 
-    @guarded
+    @changing
     async def removexattr(
         self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
     ) -> None:
         await self._drive(self.union.remove_xattr(self.union.node(inode), name))
 
-    @guarded
+    @changing
     async def setattr(
         self,
         inode: pyfuse3.InodeT,
@@ -293,7 +300,7 @@ class UnionOperations(pyfuse3.Operations):
             await self._drive(self.union.setattr(self.union.node(inode), change))
         )
 
-    @guarded
+    @changing
     async def mknod(
         self,
         parent_inode: pyfuse3.InodeT,
@@ -305,7 +312,7 @@ class UnionOperations(pyfuse3.Operations):
         parent = self.union.directory(parent_inode)
         return self._attributes(self.union.mknod(parent, name, mode, rdev, _caller(ctx)))
 
-    @guarded
+    @changing
     async def mkdir(
         self,
         parent_inode: pyfuse3.InodeT,
@@ -316,7 +323,7 @@ class UnionOperations(pyfuse3.Operations):
         parent = self.union.directory(parent_inode)
         return self._attributes(self.union.mkdir(parent, name, stat.S_IMODE(mode), _caller(ctx)))
 
-    @guarded
+    @changing
     async def symlink(
         self,
         parent_inode: pyfuse3.InodeT,
@@ -327,7 +334,7 @@ class UnionOperations(pyfuse3.Operations):
         parent = self.union.directory(parent_inode)
         return self._attributes(self.union.symlink(parent, name, target, _caller(ctx)))
 
-    @guarded
+    @changing
     async def link(
         self,
         inode: pyfuse3.InodeT,
@@ -339,7 +346,7 @@ class UnionOperations(pyfuse3.Operations):
         operation = self.union.link(self.union.node(inode), parent, new_name)
         return self._attributes(await self._drive(operation))
 
-    @guarded
+    @changing
     async def unlink(
         self,
         parent_inode: pyfuse3.InodeT,
@@ -348,7 +355,7 @@ class UnionOperations(pyfuse3.Operations):
     ) -> None:
         await self._drive(self.union.unlink(self.union.directory(parent_inode), name))
 
-    @guarded
+    @changing
     async def rmdir(
         self,
         parent_inode: pyfuse3.InodeT,
@@ -356,9 +363,8 @@ class UnionOperations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> None:
         self.union.rmdir(self.union.directory(parent_inode), name)
-        self._start_background()
 
-    @guarded
+    @changing
     async def rename(
         self,
         parent_inode_old: pyfuse3.InodeT,
@@ -371,11 +377,10 @@ class UnionOperations(pyfuse3.Operations):
         old = self.union.directory(parent_inode_old)
         new = self.union.directory(parent_inode_new)
         await self._drive(self.union.rename(old, name_old, new, name_new, flags))
-        self._start_background()
 
     # open files
 
-    @guarded
+    @changing
     async def create(
         self,
         parent_inode: pyfuse3.InodeT,
@@ -389,7 +394,7 @@ class UnionOperations(pyfuse3.Operations):
         entry, handle = await self._drive(operation)
         return self._opened(handle), self._attributes(entry)
 
-    @guarded
+    @changing
     async def open(
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
@@ -402,7 +407,7 @@ class UnionOperations(pyfuse3.Operations):
             return cast("bytes", await self._drive(answer.alone()))
         return cast("bytes", answer)  # any buffer will do, and copying it would be waste
 
-    @guarded
+    @changing
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         return await self._drive(self.union.write(self._files[fh], off, buf))
 
@@ -424,6 +429,15 @@ class UnionOperations(pyfuse3.Operations):
     @guarded
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         self.union.release(self._files.pop(fh))
+
+
+def _drop_attributes(numbers: set[int]) -> None:
+    for number in numbers:
+        try:
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(number), attr_only=True)
+        except OSError as error:
+            if error.errno != errno.ENOENT:  # ENOENT: the kernel does not know it
+                log.warning("attributes of node %d cannot be invalidated: %s", number, error)
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:

@@ -111,6 +111,7 @@ def _copy_directory(state: State, node: DirectoryNode, target: WritableBranch) -
         except BaseException:
             parent.remove_directory(temporary)
             raise
+    state.stale.add(node.parent.number)
     state.nodes.add_copy(node, Copy(target, identity_of(parent.stat(node.name))))
 
 

@@ -70,6 +70,11 @@ class Union:
         jobs, self.state.background = self.state.background, []
         return jobs
 
+    def take_stale(self) -> set[int]:
+        """Return the numbers of nodes whose attributes changed as a side effect."""
+        stale, self.state.stale = self.state.stale, set()
+        return stale
+
     # nodes
 
     def node(self, number: int) -> Node:

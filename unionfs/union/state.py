@@ -91,6 +91,8 @@ class State:
         self.copying: set[Latch] = set()
         self.cancelled = False
         self.background: list[Job] = []
+        # Directories whose link count a copy-up has changed without anybody having asked for it.
+        self.stale: set[int] = set()
 
     def _root_copies(self) -> list[Copy]:
         copies = []
