@@ -74,7 +74,7 @@ def main() -> int:
             print("demo: mounting takes root; as an ordinary user: scripts/demo --rootless")
             return 1
         return demo(rootless=False)
-    except demo_rootless.ImpossibleError as error:
+    except (demo_rootless.ImpossibleError, driver.DriverError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

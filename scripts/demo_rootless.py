@@ -118,7 +118,12 @@ def _in_view(place: str) -> int:
 
 def _open_device(place: str) -> None:
     """Have a /dev/fuse that everybody may open, as hosts with udev have."""
-    status = os.stat("/dev/fuse")
+    try:
+        status = os.stat("/dev/fuse")
+    except FileNotFoundError as error:
+        raise ImpossibleError(
+            "there is no /dev/fuse: load the module (modprobe fuse), or give it to the container"
+        ) from error
     if status.st_mode & 0o006 == 0o006:
         return
     folder = tempfile.mkdtemp(dir=place)
