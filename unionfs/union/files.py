@@ -56,10 +56,10 @@ def open_file(state: State, node: FileNode, flags: int) -> Operation[FileHandle]
     _acquire(state, node, writable=handle.writable)
     if flags & os.O_TRUNC and handle.writable:
         try:
-            if node.branch.writable:
-                os.ftruncate(node.fd, 0)
-            else:
+            if not node.branch.writable:
                 yield from copy_up(state, node, keep=0)
+            # Also after copy-up, which keeps the times: truncation is a change of the content.
+            os.ftruncate(node.fd, 0)
         except BaseException:
             release(state, handle)
             raise
