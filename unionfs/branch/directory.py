@@ -204,6 +204,10 @@ class WritableDirectory(Directory):
         """Move an entry, replacing what the target name holds."""
         os.rename(name, target_name, src_dir_fd=self.fd, dst_dir_fd=target.fd)
 
+    def exchange(self, name: bytes, target: WritableDirectory, target_name: bytes) -> None:
+        """Let two entries change places in one step."""
+        syscalls.renameat2(self.fd, name, target.fd, target_name, syscalls.RENAME_EXCHANGE)
+
     def set_owner(self, name: bytes, uid: int, gid: int) -> None:
         """Change the owner of an entry; -1 leaves an id as it is."""
         os.chown(name, uid, gid, dir_fd=self.fd, follow_symlinks=False)

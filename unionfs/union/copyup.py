@@ -151,8 +151,11 @@ def _copy_file(
 
 
 def _own_place(state: State, node: FileNode) -> Place | None:
-    """Return a name that leads to the file, None when no known one does (see plink.py)."""
-    for parent, name in list(node.names):
+    """Return a name that leads to the file, None when no known one does (see plink.py).
+
+    A request says which file it means, not by which name. The name looked up last is the best guess.
+    """
+    for parent, name in reversed(list(node.names)):
         visible = resolve(state, parent, name)
         if visible is None or visible.is_directory:
             continue

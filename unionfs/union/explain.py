@@ -90,16 +90,19 @@ def explain(union: Union, path: bytes) -> Explanation:
     names = [name for name in path.split(b"/") if name not in (b"", b".")]
     state = union.state
     node: DirectoryNode = union.root
-    causes: dict[int, _Cause] = {}  # why a branch has no part in `node`, where it is not absence
+    merged = [copy.branch.index for copy in node.copies]
+    # Why a branch has no part in `node`, where the reason is not that it has nothing there.
+    causes = {
+        branch.index: _Cause(merged[-1], "the opaque mark at the top")
+        for branch in union.branches
+        if branch.index not in merged
+    }
     fates: tuple[Fate, ...] = tuple(
-        Fate(copy.branch.index, "merged" if position else "shown", "directory")
-        for position, copy in enumerate(node.copies)
-    )
-    merged = {copy.branch.index for copy in node.copies}
-    fates += tuple(
-        Fate(b.index, "hidden", "directory", 0, "an opaque mark at the top of the branch")
-        for b in union.branches
-        if b.index not in merged
+        Fate(index, "merged" if position else "shown", "directory")
+        for position, index in enumerate(merged)
+    ) + tuple(
+        Fate(index, "hidden", "directory", cause.index, cause.reason)
+        for index, cause in causes.items()
     )
     for position, name in enumerate(names):
         try:

@@ -59,8 +59,8 @@ class FileNode(Node):
         branch: the branch that the inode lies on.
         identity: where it lies there.
         kind: its file type bits.
-        names: the (directory, name) pairs under which it has been seen; some may be out of date,
-            so whoever uses one checks that it still leads to ``identity``.
+        names: the (directory, name) pairs under which it has been seen, the latest last; some may
+            be out of date, so whoever uses one checks that it still leads to ``identity``.
         plink: its record among the pseudo-links, if it has one.
         fd: a descriptor of the branch file while handles are open, else -1.
         fd_writable: whether ``fd`` can be written.
@@ -223,11 +223,14 @@ class NodeTable:
         self.numbers.record(*copy.identity, node.number)
 
     def add_name(self, node: FileNode, parent: DirectoryNode, name: bytes) -> None:
-        """Note that a file has been seen under a name."""
+        """Note that a file has been seen under a name, which becomes the last of its names."""
         key = (parent, name)
         if key not in node.names:
             node.names[key] = None
             parent.children += 1
+        elif len(node.names) > 1:
+            del node.names[key]
+            node.names[key] = None
 
     def drop_name(self, node: FileNode, parent: DirectoryNode, name: bytes) -> None:
         """Note that a name does not lead to this file any more."""

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from unionfs.union.operation import Latch
 
 
+Named = tuple[DirectoryNode, bytes]
+
+
 class Replaced:
     """What the new name held before, and what must be done once it is gone."""
 
@@ -86,12 +89,15 @@ def rename(
     """Move ``name`` of ``parent`` to ``new_name`` of ``new_parent``.
 
     Args:
-        flags: 0 or ``RENAME_NOREPLACE``.
+        flags: 0, ``RENAME_NOREPLACE`` or ``RENAME_EXCHANGE``.
 
     Raises:
         OSError: ``EXDEV`` for a directory that lower branches contribute to, ``ENOTEMPTY``,
             ``EEXIST``, ``EINVAL`` for flags that are not supported, and as rename(2).
     """
+    if flags == syscalls.RENAME_EXCHANGE:
+        yield from _exchange(state, (parent, name), (new_parent, new_name))
+        return
     if flags & ~syscalls.RENAME_NOREPLACE:
         raise OSError(EINVAL, "rename flags that are not supported")
     while True:
@@ -121,6 +127,54 @@ def rename(
         copy_up_directory(state, new_parent)
         _move_file(state, node, parent, name, new_parent, new_name, old)
         return
+
+
+def _exchange(state: State, one: Named, other: Named) -> Operation[None]:
+    """Let two names change places; nothing is hidden or uncovered by it."""
+    nodes: list[FileNode | DirectoryNode] = []
+    while len(nodes) < 2:
+        nodes = []
+        for (parent, name), (other_parent, other_name) in ((one, other), (other, one)):
+            visible = find(state, parent, name)
+            state.target()
+            wait = _must_wait(state, parent, name, visible, other_parent, other_name)
+            if wait is not None:
+                yield wait
+                break
+            node = node_of(state, parent, name, visible.found).node
+            if isinstance(node, DirectoryNode):
+                _make_movable(state, node, name)
+            elif not node.branch.writable:
+                yield from copy_up(state, node, place=Place(parent, name))
+                break
+            elif visible.branch is not state.writable:
+                materialise(state, node, parent, name)
+            nodes.append(node)
+    if nodes[0] is nodes[1]:
+        return
+    places = (one, other)
+    with contextlib.ExitStack() as undo:
+        for node, (parent, name), (other_parent, other_name) in zip(
+            nodes, places, reversed(places), strict=True
+        ):
+            if not isinstance(node, DirectoryNode):
+                continue
+            directory = state.writable_directory(parent)
+            if visible_below(
+                state, other_parent, other_name, state.target()
+            ) and directory.set_opaque(name):
+                undo.callback(directory.clear_opaque, name)
+        here, there = state.writable_directory(one[0]), state.writable_directory(other[0])
+        here.exchange(one[1], there, other[1])
+        undo.pop_all()
+    for node, old_place, new_place in zip(nodes, places, reversed(places), strict=True):
+        if isinstance(node, DirectoryNode):
+            target = state.target()
+            state.nodes.set_copies(node, [copy for copy in node.copies if copy.branch is target])
+            state.nodes.place(node, *new_place)
+        else:
+            state.nodes.add_name(node, *new_place)
+            state.nodes.drop_name(node, *old_place)
 
 
 def _must_wait(
@@ -172,6 +226,21 @@ def _move_file(
     state.nodes.drop_name(node, parent, name)
 
 
+def _make_movable(state: State, node: DirectoryNode, name: bytes) -> None:
+    """Bring a directory to the writable branch in such a way that it can be moved there.
+
+    Raises:
+        OSError: ``EXDEV`` when lower branches contribute to it.
+    """
+    target = state.target()
+    if state.copy_on(node, target) is None:
+        if not is_empty(state, node):
+            raise OSError(EXDEV, "the directory lies on a lower branch", name)
+        copy_up_directory(state, node)
+    elif names_below(state, node, target):
+        raise OSError(EXDEV, "lower branches contribute to the directory", name)
+
+
 def _move_directory(
     state: State,
     parent: DirectoryNode,
@@ -188,23 +257,23 @@ def _move_directory(
     replaced = Replaced(state, new_parent, new_name, old) if old is not None else None
     if replaced is not None and not is_empty(state, replaced.directory()):
         raise OSError(ENOTEMPTY, "the new name is a directory that is not empty", new_name)
-    if state.copy_on(node, target) is None:
-        if not is_empty(state, node):
-            raise OSError(EXDEV, "the directory lies on a lower branch", name)
-        copy_up_directory(state, node)
-    elif names_below(state, node, target):
-        raise OSError(EXDEV, "lower branches contribute to the directory", name)
+    _make_movable(state, node, name)
     copy_up_directory(state, new_parent)
     here, there = state.writable_directory(parent), state.writable_directory(new_parent)
     was_hidden = there.hides(new_name)
     with contextlib.ExitStack() as undo:
-        if was_hidden or visible_below(state, new_parent, new_name, target):
+        covers = visible_below(state, new_parent, new_name, target)
+        if was_hidden or covers:
             here = state.writable_directory(parent)
             if here.set_opaque(name):
                 undo.callback(here.clear_opaque, name)
         victim = b""
         there = state.writable_directory(new_parent)
         if old is not None and old.branch is target:
+            # Were the daemon killed between the two renames, what lies below must not come back.
+            if covers and there.whiteout(new_name):
+                undo.callback(there.remove_whiteout, new_name)
+                was_hidden = True
             victim = set_aside(there, new_name)
             undo.callback(there.rename, victim, there, new_name)
         with hidden(state, parent, name, visible_below(state, parent, name, target)):
