@@ -10,7 +10,8 @@ it never ends up in another tree.
 import os
 from typing import Self
 
-from driver.archive.confine import open_child
+from driver.archive.confine import kernel_resolves, open_child
+from driver.beneath import open_directory
 
 _KEPT = 64  # levels with an open descriptor
 _REFILLED = 32  # of them, how many are opened when going up has used up the rest
@@ -73,13 +74,20 @@ class Descent:
 
     def _refill(self) -> None:
         first = max(0, len(self._fds) - _REFILLED)
-        fd = os.dup(self._root)
-        for level, name in enumerate(self.path):
-            try:
-                deeper = open_child(fd, name, _LIST)
-            finally:
-                if level <= first:
-                    os.close(fd)
-            fd = deeper
-            if level >= first:
-                self._fds[level] = fd
+        self._fds[first] = _open_way(self._root, self.path[: first + 1])
+        for level in range(first + 1, len(self._fds)):
+            self._fds[level] = open_child(self._fds[level - 1], self.path[level], _LIST)
+
+
+def _open_way(root_fd: int, names: list[bytes]) -> int:
+    """Open a directory by the names that lead to it, following nothing."""
+    if kernel_resolves():
+        return open_directory(root_fd, b"/".join(names))
+    fd = os.dup(root_fd)
+    for name in names:
+        try:
+            deeper = open_child(fd, name, _LIST)
+        finally:
+            os.close(fd)
+        fd = deeper
+    return fd

@@ -10,6 +10,7 @@ mistake: early Go programs wrote the prefix of a ustar header under the magic of
 whose "times" are no numbers is read that way (driver.md 7.3, "ustar magic with GNU content").
 """
 
+import struct
 from dataclasses import dataclass
 
 from driver.errors import InvalidArchiveError
@@ -39,6 +40,9 @@ _PREFIX = slice(345, 500)
 _STAR_PREFIX = slice(345, 476)
 _STAR_TRAILER = slice(508, 512)
 _GNU_TIMES = (slice(345, 357), slice(357, 369))
+
+# What is written: all fields up to the device numbers; user and group name, and the tail, are NUL.
+_LAYOUT = struct.Struct("100s8s8s8s12s12s8s1s100s8s64x8s8s167x")
 
 _MAGIC_USTAR = b"ustar\0"
 _MAGIC_GNU = b"ustar  \0"
@@ -199,23 +203,22 @@ def build_header(
 
     Owner and group names stay empty: looking them up would read the image's own user database.
     """
-    fields = (
-        (_NAME, name[:100]),
-        (_MODE, _octal(mode, 8)),
-        (_UID, _octal(uid, 8)),
-        (_GID, _octal(gid, 8)),
-        (_SIZE, _octal(size, 12)),
-        (_MTIME, _octal(mtime, 12)),
-        (_CHECKSUM, b" " * 8),
-        (_TYPE, kind),
-        (_LINK, link[:100]),
-        (_MAGIC, _MAGIC_USTAR + b"00"),
-        (_MAJOR, _octal(major, 8)),
-        (_MINOR, _octal(minor, 8)),
+    block = bytearray(
+        _LAYOUT.pack(
+            name,
+            _octal(mode, 8),
+            _octal(uid, 8),
+            _octal(gid, 8),
+            _octal(size, 12),
+            _octal(mtime, 12),
+            b" " * 8,  # the checksum counts itself as blanks
+            kind,
+            link,
+            _MAGIC_USTAR + b"00",
+            _octal(major, 8),
+            _octal(minor, 8),
+        )
     )
-    block = bytearray(BLOCK)
-    for field, value in fields:
-        block[field.start : field.start + len(value)] = value
     block[_CHECKSUM] = b"%06o\0 " % sum(block)
     return bytes(block)
 
