@@ -242,7 +242,7 @@ def test_kernel_style_string() -> None:
         b",dirperm1,br:/a=rw:/b c=ro"
     )
     driver = default_options(PROFILES["driver"], [BranchSpec(b"/a")])
-    assert kernel_style_string(driver, "0") == b"acl,si=0,udba=none,dirperm1"
+    assert kernel_style_string(driver, "0") == b"si=0,udba=none,dirperm1"
 
 
 paths = st.binary(min_size=1, max_size=20).filter(lambda path: b"\0" not in path)

@@ -88,7 +88,6 @@ class MountOptions:
     sync: bool = False
     dirsync: bool = False
     allow_other: bool = True
-    acl: bool = AUFS.acl
     fsname: bytes | None = None
     log: bytes | None = None
     dirwh: int = 3
@@ -109,7 +108,6 @@ def default_options(profile: Profile = AUFS, branches: Sequence[BranchSpec] = ()
         suid=profile.suid,
         dev=profile.dev,
         noatime=profile.noatime,
-        acl=profile.acl,
     )
 
 

@@ -54,8 +54,7 @@ def kernel_style_string(options: MountOptions, si: str, *, with_branches: bool =
     order of aufs.  ``dirperm1`` is always there: it is how this filesystem checks permissions.
     The branches come last if asked for; aufs leaves them to the brN files.
     """
-    words = ["acl"] if options.acl else []
-    words.append(f"si={si}")
+    words = [f"si={si}"]
     if options.noxino:
         words.append("noxino")
     if options.udba != "reval":
