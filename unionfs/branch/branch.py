@@ -42,6 +42,7 @@ class Branch:
         permission: its permission and attributes.
         whable: True when its whiteouts and opaque marks are honoured.
         walled: True when mounts below it cannot be reached from its root descriptor.
+        foreign: True when whiteouts and opaque marks of other union filesystems count too.
         nosuid: True when setuid bits on it have no effect.
         remote: True for a network filesystem.
         in_memory: True where fsync has nothing to do (tmpfs).
@@ -60,6 +61,7 @@ class Branch:
         *,
         walled: bool,
         magic: int = 0,
+        foreign: bool = False,
     ) -> None:
         self.path = path
         self.index = index
@@ -74,6 +76,7 @@ class Branch:
             | syscalls.RESOLVE_NO_MAGICLINKS
             | (0 if walled else syscalls.RESOLVE_NO_XDEV)
         )
+        self.foreign = foreign and self.whable
         self.root = self.directory_type(self, fd)
         self.nosuid = bool(os.fstatvfs(fd).f_flag & os.ST_NOSUID)
 
@@ -131,9 +134,10 @@ class WritableBranch(Branch):
         *,
         walled: bool,
         magic: int = 0,
+        foreign: bool = False,
         lock_fd: int = -1,
     ) -> None:
-        super().__init__(path, index, permission, fd, walled=walled, magic=magic)
+        super().__init__(path, index, permission, fd, walled=walled, magic=magic, foreign=foreign)
         self.whiteout_base = b"" if permission.nolwh else WHITEOUT_BASE
         self.lock_fd = lock_fd
         self._counter = itertools.count(int.from_bytes(os.urandom(2)))

@@ -17,6 +17,7 @@ from errno import (
     EIO,
     ELOOP,
     EMLINK,
+    ENODATA,
     ENOENT,
     ENOTDIR,
     ENOTEMPTY,
@@ -28,7 +29,10 @@ from typing import TYPE_CHECKING, Final
 
 from unionfs import syscalls
 from unionfs.branch.forms import (
+    FOREIGN_OPAQUE,
+    FOREIGN_WHITEOUT,
     OPAQUE_MARK,
+    is_device_whiteout,
     temporary_name,
     whiteout_of,
 )
@@ -92,9 +96,37 @@ class Directory:
     def is_opaque(self, name: bytes | None = None) -> bool:
         """Tell whether lower branches are shut out of this directory, or of its child ``name``."""
         mark = OPAQUE_MARK if name is None else name + b"/" + OPAQUE_MARK
-        if not os.access(mark, os.F_OK, dir_fd=self.fd, follow_symlinks=False):
+        if os.access(mark, os.F_OK, dir_fd=self.fd, follow_symlinks=False) and self._is_mark(mark):
+            return True
+        return self.branch.foreign and self._foreign_opaque(b"." if name is None else name) == b"y"
+
+    def _foreign_opaque(self, name: bytes) -> bytes:
+        """Return the opaque attribute of an entry, empty when it has none."""
+        try:
+            keys = self.list_xattrs(name)
+            for key in FOREIGN_OPAQUE:
+                if key in keys:
+                    return self.get_xattr(name, key)
+        except OSError as error:
+            if error.errno not in (ENODATA, EOPNOTSUPP, ENOENT):
+                raise
+        return b""
+
+    def has_xattr_whiteouts(self) -> bool:
+        """Tell whether empty files in this directory may be whiteouts by their attributes."""
+        return self._foreign_opaque(b".") == b"x"
+
+    def is_foreign_whiteout(self, name: bytes, status: os.stat_result) -> bool:
+        """Tell whether the entry itself is a whiteout in a foreign form."""
+        if not self.branch.foreign:
             return False
-        return self._is_mark(mark)
+        if is_device_whiteout(status):
+            return True
+        if status.st_size or not stat.S_ISREG(status.st_mode):
+            return False
+        if not self.has_xattr_whiteouts():
+            return False
+        return not set(FOREIGN_WHITEOUT).isdisjoint(self.list_xattrs(name))
 
     def _is_mark(self, mark: bytes) -> bool:
         status = self.find(mark)
@@ -252,6 +284,14 @@ class WritableDirectory(Directory):
             True when a whiteout was made, False when it was there already.
         """
         return self._mark(whiteout_of(name))
+
+    def adopt_whiteout(self, name: bytes) -> None:
+        """Rewrite a whiteout of a foreign form in ours, so that its name is free."""
+        if self.branch.foreign:
+            status = self.find(name)
+            if status is not None and self.is_foreign_whiteout(name, status):
+                self.whiteout(name)
+                self.unlink(name)
 
     def remove_whiteout(self, name: bytes) -> None:
         """Stop hiding ``name``; nothing happens when it was not hidden."""

@@ -9,7 +9,17 @@ A read-only branch cannot be changed, so a union records *above* it that a name 
 Everything that begins with ``.wh.`` is reserved and never visible through the union. Names that
 begin with ``.wh..wh.`` are the union's own: the base file that whiteouts are hard links of, the
 pseudo-links, and temporaries. (Specification: aufs.md 2.)
+
+Other union filesystems write the same two facts differently. These *foreign forms* are read where
+the profile says so, and never written (driver.md 4.5):
+
+* a whiteout is a character device 0:0 in the place of NAME itself, or an empty file there with the
+  attribute ``overlay.whiteout``, in a directory whose ``overlay.opaque`` is ``x``;
+* an opaque directory has the attribute ``overlay.opaque`` or ``fuseoverlayfs.opaque``, value ``y``.
 """
+
+import os
+import stat
 
 WHITEOUT_PREFIX = b".wh."
 PRIVATE_PREFIX = b".wh..wh."
@@ -22,8 +32,14 @@ ORPHAN_DIRECTORY = b".wh..wh.orph"
 # must still fit into 255 bytes: hence 242 and not 251.
 NAME_LIMIT = 255 - 2 * len(WHITEOUT_PREFIX) - len(b".xxxx")
 
-# Other union filesystems write their marks as extended attributes with these prefixes. Nobody
-# inside may see or set one, and copy-up leaves them behind: elsewhere they would mean something.
+FOREIGN_OPAQUE = (
+    b"trusted.overlay.opaque",
+    b"user.overlay.opaque",
+    b"user.fuseoverlayfs.opaque",
+)
+FOREIGN_WHITEOUT = (b"trusted.overlay.whiteout", b"user.overlay.whiteout")
+# Nobody inside may see or set attributes with these prefixes, and copy-up leaves them behind: on
+# another branch they would mean something.
 _MARK_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
 
 _SUFFIX_DIGITS = frozenset(b"0123456789abcdef")
@@ -37,6 +53,11 @@ def whiteout_of(name: bytes) -> bytes:
 def is_reserved(name: bytes) -> bool:
     """Tell whether ``name`` is one that users of the union can neither see nor make."""
     return name.startswith(WHITEOUT_PREFIX)
+
+
+def is_device_whiteout(status: os.stat_result) -> bool:
+    """Tell whether an object is a whiteout in overlayfs's form."""
+    return status.st_rdev == 0 and stat.S_ISCHR(status.st_mode)
 
 
 def is_mark_xattr(key: bytes) -> bool:

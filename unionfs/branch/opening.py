@@ -68,6 +68,7 @@ def open_branches(
     *,
     read_only: bool = False,
     exclusive: bool = True,
+    foreign: bool = False,
     limit: int = 127,
     warn: Callable[[str], None],
 ) -> list[Branch]:
@@ -77,6 +78,7 @@ def open_branches(
         specifications: path and permission of each.
         read_only: the union is mounted ``ro``: its top branch does not default to ``rw``.
         exclusive: keep every other union off the writable branches.
+        foreign: honour whiteouts and opaque marks of other union filesystems too.
         limit: the largest number of branches.
         warn: receives one line for each thing the user should know.
 
@@ -92,7 +94,11 @@ def open_branches(
     branches: list[Branch] = []
     try:
         for index, specification in enumerate(specifications):
-            branches.append(_open(specification, index, read_only=read_only, exclusive=exclusive))
+            branches.append(
+                _open(
+                    specification, index, read_only=read_only, exclusive=exclusive, foreign=foreign
+                )
+            )
         _refuse_overlap(branches)
     except BaseException:
         for branch in branches:
@@ -103,7 +109,9 @@ def open_branches(
     return branches
 
 
-def _open(specification: Specification, index: int, *, read_only: bool, exclusive: bool) -> Branch:
+def _open(
+    specification: Specification, index: int, *, read_only: bool, exclusive: bool, foreign: bool
+) -> Branch:
     path = specification.path
     shown = os.fsdecode(path)
     try:
@@ -137,9 +145,16 @@ def _open(specification: Specification, index: int, *, read_only: bool, exclusiv
         fd, walled = _wall_off(fd)
         if permission.writable:
             return WritableBranch(
-                path, index, permission, fd, walled=walled, magic=magic, lock_fd=lock_fd
+                path,
+                index,
+                permission,
+                fd,
+                walled=walled,
+                magic=magic,
+                foreign=foreign,
+                lock_fd=lock_fd,
             )
-        return Branch(path, index, permission, fd, walled=walled, magic=magic)
+        return Branch(path, index, permission, fd, walled=walled, magic=magic, foreign=foreign)
     except BaseException:
         os.close(fd)
         if lock_fd >= 0:

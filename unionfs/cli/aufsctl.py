@@ -209,6 +209,7 @@ def _where(arguments: argparse.Namespace) -> int:
             [BranchSpec(path, _as_layer(permission)) for path, permission in state.branches],
             read_only=True,
             exclusive=False,
+            foreign=options.profile.foreign_forms,
             limit=len(state.branches),
             warn=lambda _: None,
         ),

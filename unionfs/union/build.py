@@ -41,6 +41,7 @@ def build_union(options: MountOptions, warn: Callable[[str], None]) -> Union:
         options.branches,
         read_only=options.read_only,
         exclusive=options.profile.exclusive,
+        foreign=options.profile.foreign_forms,
         limit=options.profile.max_branches,
         warn=warn,
     )

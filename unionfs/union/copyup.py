@@ -153,7 +153,7 @@ def _copy_file(
 def _own_place(state: State, node: FileNode) -> Place | None:
     """Return a name that leads to the file, None when no known one does (see plink.py).
 
-    A request says which file it means, not by which name. The name looked up last is the best guess.
+    A request says which file it means, not by which name: the one looked up last is a good guess.
     """
     for parent, name in reversed(list(node.names)):
         visible = resolve(state, parent, name)

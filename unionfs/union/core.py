@@ -194,6 +194,7 @@ class Union:
         if not flags & os.O_EXCL and lookup.resolve(self.state, parent, name) is not None:
             entry = lookup.lookup(self.state, parent, name)
             if not isinstance(entry.node, FileNode):
+                self.drop_unused(entry)
                 raise OSError(EISDIR, "a directory", name)
             handle = yield from files.open_file(self.state, entry.node, flags)
             return self.remember(self.getattr(entry.node)), handle

@@ -175,6 +175,8 @@ def _fate(
     branch = directory.branch
     status = directory.find(name)
     whiteout = branch.whable and _has_whiteout(directory, name)
+    if status is not None and directory.is_foreign_whiteout(name, status):
+        status, whiteout = None, True
     shown = [] if visible is None else [b.index for b, _ in visible.found]
     index = branch.index
     kind = "" if status is None else _kind(status)

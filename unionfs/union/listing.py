@@ -23,7 +23,7 @@ from unionfs.union.state import Entry, State
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from unionfs.branch import Branch
+    from unionfs.branch import Branch, Directory
     from unionfs.union.nodes import Copy, DirectoryNode
 
 
@@ -55,7 +55,9 @@ def merge(state: State, node: DirectoryNode) -> dict[bytes, Listed]:
         whable = copy.branch.whable
         whiteouts: set[bytes] = set()
         entries: list[tuple[bytes, bool, int]] = []
-        for entry in state.directories.get(node, copy).scan():
+        directory = state.directories.get(node, copy)
+        foreign = ForeignWhiteouts(directory) if copy.branch.foreign else None
+        for entry in directory.scan():
             name = os.fsencode(entry.name)
             if name.startswith(WHITEOUT_PREFIX):
                 if whable:
@@ -64,19 +66,41 @@ def merge(state: State, node: DirectoryNode) -> dict[bytes, Listed]:
                         whiteouts.add(gone)
                 if name != WHITEOUT_PREFIX:
                     continue
+            if foreign is not None and foreign.has(name, entry):
+                whiteouts.add(name)
+                continue
             entries.append((name, entry.is_dir(follow_symlinks=False), entry.inode()))
         if strict:
             hidden |= whiteouts
-        for name, directory, inode in entries:
+        for name, is_directory, inode in entries:
             if name in hidden:
                 continue
             known = listed.get(name)
             if known is None:
-                listed[name] = Listed(directory, inode, copy)
-            elif directory and known.directory:
+                listed[name] = Listed(is_directory, inode, copy)
+            elif is_directory and known.directory:
                 known.copies.append(copy)
         hidden |= whiteouts
     return listed
+
+
+class ForeignWhiteouts:
+    """Recognises whiteouts of foreign forms while a directory is scanned."""
+
+    __slots__ = ("_by_attribute", "_directory")
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._by_attribute = directory.has_xattr_whiteouts()
+
+    def has(self, name: bytes, entry: os.DirEntry[str]) -> bool:
+        """Tell whether an entry is one; most are ruled out by their type."""
+        if entry.is_dir(follow_symlinks=False) or entry.is_symlink():
+            return False
+        if entry.is_file(follow_symlinks=False) and not self._by_attribute:
+            return False
+        status = self._directory.find(name)
+        return status is not None and self._directory.is_foreign_whiteout(name, status)
 
 
 def names_below(state: State, node: DirectoryNode, branch: Branch) -> set[bytes]:
@@ -89,12 +113,16 @@ def names_below(state: State, node: DirectoryNode, branch: Branch) -> set[bytes]
     hidden: set[bytes] = set()
     for copy in node.copies:
         whiteouts = set()
-        for entry in state.directories.get(node, copy).scan():
+        directory = state.directories.get(node, copy)
+        foreign = ForeignWhiteouts(directory) if copy.branch.foreign else None
+        for entry in directory.scan():
             name = os.fsencode(entry.name)
             if name.startswith(WHITEOUT_PREFIX):
                 gone = hidden_by(name)
                 if copy.branch.whable and gone is not None:
                     whiteouts.add(gone)
+            elif foreign is not None and foreign.has(name, entry):
+                whiteouts.add(name)
             elif copy.branch.index > branch.index and name not in hidden:
                 names.add(name)
         hidden |= whiteouts

@@ -86,6 +86,8 @@ def resolve(
         first = False
         status = directory.find(name)
         if status is not None:
+            if branch.foreign and directory.is_foreign_whiteout(name, status):
+                break
             if stat.S_ISDIR(status.st_mode):
                 found.append((branch, status))
                 if branch.whable and directory.is_opaque(name):

@@ -68,6 +68,7 @@ def claim(state: State, parent: DirectoryNode, name: bytes) -> Claim:
         raise OSError(EEXIST, "the name exists", name)
     copy_up_directory(state, parent)
     directory = state.writable_directory(parent)
+    directory.adopt_whiteout(name)
     return Claim(directory, name, directory.hides(name))
 
 

@@ -51,7 +51,12 @@ def pseudo_link_names(branches: Sequence[bytes]) -> dict[bytes, PseudoLinkName]:
     layer = Permission(Access.RO, frozenset({"wh"}))
     specifications = [BranchSpec(path, layer) for path in branches]
     opened = open_branches(
-        specifications, read_only=True, exclusive=False, limit=1 << 20, warn=lambda _: None
+        specifications,
+        read_only=True,
+        exclusive=False,
+        foreign=True,
+        limit=1 << 20,
+        warn=lambda _: None,
     )
     rules = Rules(strict=False, trusting=True, root_opaque=True, fsync=False)
     union = Union(opened, rules)

@@ -214,6 +214,7 @@ def _move_file(
     old: Visible | None,
 ) -> None:
     replaced = Replaced(state, new_parent, new_name, old) if old is not None else None
+    state.writable_directory(new_parent).adopt_whiteout(new_name)
     was_hidden = state.writable_directory(new_parent).hides(new_name)
     with hidden(state, parent, name, visible_below(state, parent, name, state.target())):
         here, there = state.writable_directory(parent), state.writable_directory(new_parent)
@@ -260,6 +261,7 @@ def _move_directory(
     _make_movable(state, node, name)
     copy_up_directory(state, new_parent)
     here, there = state.writable_directory(parent), state.writable_directory(new_parent)
+    there.adopt_whiteout(new_name)
     was_hidden = there.hides(new_name)
     with contextlib.ExitStack() as undo:
         covers = visible_below(state, new_parent, new_name, target)
