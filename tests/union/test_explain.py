@@ -101,6 +101,15 @@ def test_the_illegal_pair_by_profile(tmp_path: Path, make: Make) -> None:
     assert lenient.fates[1].reason == "the whiteout of /f"
 
 
+def test_whiteouts_in_the_form_of_overlayfs(tmp_path: Path, make: Make) -> None:
+    tree(tmp_path, "W/", "M/", "R/f")
+    os.mknod(tmp_path / "M/f", 0o20000, 0)
+    branches = ("W=rw", "M=ro+wh", "R=ro+wh")
+    found = explain(make(*branches, options="profile=driver"), b"f")
+    assert (found.error, states(found)) == ("ENOENT", ["absent", "whiteout", "hidden"])
+    assert explain(make("M=ro+wh", "R=ro+wh"), b"f").kind == "character device"
+
+
 def test_the_root(tmp_path: Path, make: Make) -> None:
     tree(tmp_path, "W/", "M/.wh..wh..opq", "R/")
     branches = ("W=rw", "M=ro+wh", "R=ro+wh")
