@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from driver import mounts, mounttable
-from driver.archive import layer_chunks, unpack_layer
+from driver.archive import apply_layer, layer_chunks, unpack_layer
 from driver.archive.reader import Readable
 from driver.backing import backing_name
 from driver.beneath import open_root
@@ -319,25 +319,25 @@ class Driver:
         """Unpack a layer tar into the layer.
 
         Args:
-            parent: the layer's own parent, or the empty string for a layer without one.
+            parent: the layer's own parent: the tar becomes the layer's content, whiteouts and all.
+                Any other: the tar is carried out on the mounted layer.
             diff: the uncompressed tar; read to its end, in whatever portions it gives.
 
         Returns:
-            Size of the whole layer afterwards, in bytes.
+            Bytes: the size of the whole layer afterwards, or, for any other parent, the sum of the
+            sizes that the tar states.
 
         Raises:
             ValueError: ``diff`` is None.
             BreakoutError, InvalidArchiveError, IdMappingError: the tar is refused.
-            LayerNotFoundError, OSError; NotYetError for any other parent.
+            LayerNotFoundError, MountError, OSError.
         """
         if diff is None:
             raise ValueError("no diff to apply: give a binary stream")
         chain = self._store.chain(id)
         if not _is_parent(chain, parent):
-            raise NotYetError(
-                f"applying a diff to {id} relative to {parent!r}, which is not its parent, is not"
-                f" yet supported: use its parent {chain[0]!r}"
-            )
+            with self._open_union(id) as union:
+                return apply_layer(union, diff, self._id_map)
         branch = self._store.branch(id)
         self._store.make_branch(id)
         root = open_root(branch)

@@ -64,11 +64,12 @@ def lent_directories(
         paths: relative to the layer's root, as from `pseudo_links`.
     """
     found: dict[bytes, os.stat_result] = {}
-    for path in {above for path in paths for above in _ancestors(path)}:
-        if _directory(branch, path) is None:
-            status = next(filter(None, (_directory(parent, path) for parent in parents)), None)
+    for directory in {above for path in paths for above in _ancestors(path)}:
+        if _directory(branch, directory) is None:
+            below = (_directory(parent, directory) for parent in parents)
+            status = next(filter(None, below), None)
             if status is not None:
-                found[path] = status
+                found[directory] = status
     return found
 
 

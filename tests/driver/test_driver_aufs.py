@@ -1,0 +1,512 @@
+"""The AUFS driver's own cases, on real mounts (driver.md 6.3); fixes of its quirks (1.10)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+import driver
+from driver import Driver, mounts, mounttable
+from driver.mounttable import MountState
+
+Using = Callable[[str], AbstractContextManager[Path]]
+
+
+def is_mounted(path: str) -> bool:
+    return mounttable.state(path) is not MountState.ABSENT
+
+
+def server_of(path: str) -> int:
+    """Return the process number of the server of a mount."""
+    fd = mounts._server_of(path)
+    assert fd is not None
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+            return next(int(line.split()[1]) for line in info if line.startswith("Pid:"))
+    finally:
+        os.close(fd)
+
+
+def kill(path: str) -> None:
+    """Kill the server of a mount and wait until it is gone."""
+    fd = mounts._server_of(path)
+    assert fd is not None
+    try:
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        mounts._wait_for_end(fd, path)
+    finally:
+        os.close(fd)
+
+
+# --- made, found, removed ------------------------------------------------------------------------
+
+
+def test_new_driver(root: str) -> None:
+    store = driver.init(root)
+    assert store is not None
+    assert store.string() == str(store) == "aufs"
+    assert sorted(os.listdir(root)) == ["diff", "layers", "mnt"]
+
+
+def test_init_twice(root: str) -> None:
+    first, second = driver.init(root), driver.init(root)
+    first.create("1")
+    assert second.exists("1")
+
+
+def test_create(store: Driver) -> None:
+    store.create("1")
+    for name in ("mnt", "diff", "layers"):
+        assert Path(store.root, name, "1").exists()
+    assert Path(store.root, "layers/1").read_text() == ""
+
+
+def test_ancestry_is_written_nearest_first(store: Driver) -> None:
+    store.create("1")
+    store.create("2", "1")
+    store.create("3", "2")
+    assert Path(store.root, "layers/3").read_text() == "2\n1\n"
+    assert store.parents("3") == ("2", "1")
+
+
+def test_create_and_remove(store: Driver) -> None:
+    store.create("1")
+    store.remove("1")
+    for name in ("mnt", "diff", "layers"):
+        assert os.listdir(os.path.join(store.root, name)) == []
+    store.remove("1")
+
+
+def test_get_without_parent(store: Driver) -> None:
+    store.create("1")
+    assert store.get("1") == os.path.join(store.root, "diff/1")
+    assert not is_mounted(os.path.join(store.root, "diff/1"))
+    store.put("1")
+
+
+def test_cleanup_without_layers(store: Driver) -> None:
+    store.cleanup()
+
+
+def test_cleanup_with_a_layer(store: Driver) -> None:
+    store.create("1")
+    store.cleanup()
+
+
+def test_mounted_with_parent(store: Driver) -> None:
+    store.create("1")
+    store.create("2", "1")
+    path = store.get("2")
+    assert path == os.path.join(store.root, "mnt/2")
+    assert is_mounted(path)
+    store.put("2")
+    assert not is_mounted(path)
+
+
+def test_remove_while_mounted(store: Driver) -> None:
+    store.create("1")
+    store.create("2", "1")
+    path = store.get("2")
+    assert is_mounted(path)
+    store.remove("2")
+    assert not os.path.exists(path)
+    assert not store.exists("2")
+
+
+def test_create_with_missing_parent(store: Driver) -> None:
+    with pytest.raises(driver.LayerNotFoundError, match="docker"):
+        store.create("1", "docker")
+    for name in ("mnt", "diff", "layers"):
+        assert os.listdir(os.path.join(store.root, name)) == []
+
+
+def test_get_diff(store: Driver, using: Using) -> None:
+    store.create_read_write("1")
+    with using("1") as root:
+        (root / "test_file").write_bytes(bytes(1024))
+    with store.diff("1") as archive:
+        assert len(archive.read()) > 1024
+
+
+def test_changes(store: Driver, using: Using) -> None:
+    store.create("1")
+    store.create_read_write("2", "1")
+    with using("2") as root:
+        (root / "test.txt").touch()
+    assert [str(change) for change in store.changes("2", "")] == ["A /test.txt"]
+    store.create_read_write("3", "2")
+    with using("3") as root:
+        (root / "test2.txt").touch()
+    assert [str(change) for change in store.changes("3", "2")] == ["A /test2.txt"]
+    assert [str(change) for change in store.changes("3", "1")] == ["A /test.txt", "A /test2.txt"]
+    assert mounttable.mounts_below(store.root) == []
+
+
+def test_diff_size(store: Driver, using: Using) -> None:
+    store.create_read_write("1")
+    with using("1") as root:
+        (root / "test_file").touch()
+        os.truncate(root / "test_file", 1024)
+    assert store.diff_size("1", "") == 1024
+
+
+def test_child_diff_size(store: Driver, using: Using) -> None:
+    store.create_read_write("1")
+    with using("1") as root:
+        (root / "test_file").write_bytes(bytes(1024))
+    store.create("2", "1")
+    assert store.diff_size("2", "1") == 0
+    assert store.diff_size("2", "") == 1024
+
+
+def test_exists(store: Driver) -> None:
+    store.create("1")
+    assert not store.exists("none")
+    assert not store.exists("")
+    assert store.exists("1")
+
+
+def test_status(store: Driver) -> None:
+    store.create("1")
+    status = store.status()
+    assert len(status) == 4
+    assert status[0] == ("Root Dir", store.root)
+    assert status[1][0] == "Backing Filesystem"
+    assert status[2] == ("Dirs", "1")
+    assert status[3] == ("Dirperm1 Supported", "true")
+    assert store.get_metadata("1") == {}
+    assert store.capabilities() == driver.Capabilities(reproduces_exact_diffs=False)
+
+
+def test_apply_diff(store: Driver, using: Using) -> None:
+    store.create_read_write("1")
+    with using("1") as root:
+        (root / "test_file").write_bytes(bytes(1024))
+    with store.diff("1", "") as archive:
+        tar = archive.read()
+    store.create("2")
+    store.create("3", "2")
+    assert store.apply_diff("3", "2", io.BytesIO(tar)) == 1024
+    with using("3") as root:
+        assert (root / "test_file").stat().st_size == 1024
+
+
+def test_stale_removals_are_swept(root: str) -> None:
+    for name in ("diff/123-removing", "mnt/123-removing"):
+        Path(root, name, "inside").mkdir(parents=True)
+    store = driver.init(root)
+    assert os.listdir(os.path.join(store.root, "diff")) == []
+    assert os.listdir(os.path.join(store.root, "mnt")) == []
+
+
+# --- many layers ---------------------------------------------------------------------------------
+
+
+def stack_of_126(root: str, *, mount_each: bool) -> None:
+    """Stack layers with a file each, every tenth deleting its parent's; count what is left.
+
+    Args:
+        mount_each: add every file through a mount; else only the deletions go through one.
+    """
+    store = driver.init(root)
+    last = ""
+    for number in range(1, 127):
+        layer = hashlib.sha256(str(number).encode()).hexdigest()
+        store.create(layer, last)
+        deletes = number % 10 == 0
+        mounted = mount_each or deletes
+        path = Path(store.get(layer)) if mounted else Path(root, "diff", layer)
+        (path / layer).touch()
+        if deletes:
+            (path / last).unlink()
+        if mounted:
+            store.put(layer)
+        last = layer
+    started = time.monotonic()
+    path = Path(store.get(last))
+    print(f"get of 126 layers: {time.monotonic() - started:.3f} s")
+    assert len(os.listdir(path)) == 126 - 12
+    assert len(mounttable.mounts_below(root)) == 1
+    store.put(last)
+    assert mounttable.mounts_below(root) == []
+
+
+@pytest.mark.timeout(400)  # seconds; 126 mounts on a busy machine
+def test_126_layers(root: str) -> None:
+    stack_of_126(root, mount_each=True)
+
+
+@pytest.mark.parametrize("cut_in", ["between", "permission"])
+def test_126_layers_around_a_page(root: str, cut_in: str) -> None:
+    """The 4096th byte of the branch list falls between two entries, or into a permission word."""
+
+    def offset(pad: int) -> tuple[int, int]:
+        """Return where in a lower branch's entry the page ends, and how long the entry is."""
+        path = len(root) + 1 + pad + len("/diff/") + 64
+        entry = path + len("=ro+wh:")
+        return (4096 - len("br:") - path - len("=rw:")) % entry, entry
+
+    if cut_in == "between":
+        pad = next(pad for pad in range(1, 200) if offset(pad)[0] == 0)
+    else:
+        pad = next(pad for pad in range(1, 200) if 1 < offset(pad)[1] - offset(pad)[0] < 7)
+    stack_of_126(os.path.join(root, "p" * pad), mount_each=False)
+
+
+# --- counting ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stacked(store: Driver) -> Driver:
+    store.create("1")
+    Path(store.root, "diff/1/file").write_text("below")
+    store.create("2", "1")
+    return store
+
+
+def test_the_last_put_unmounts(stacked: Driver) -> None:
+    path = stacked.get("2")
+    device = os.stat(path).st_dev
+    assert stacked.get("2") == path
+    stacked.put("2")
+    assert os.stat(path).st_dev == device
+    stacked.put("2")
+    assert not is_mounted(path)
+    assert stacked._uses.snapshot() == {}
+
+
+def test_put_of_anything_is_fine(stacked: Driver) -> None:
+    for layer in ("1", "2", "unknown", "../x"):
+        stacked.put(layer)
+
+
+def test_put_before_get_without_parent(stacked: Driver) -> None:
+    """Q3."""
+    stacked.put("1")
+    assert stacked.get("1") == os.path.join(stacked.root, "diff/1")
+
+
+def test_mounts_of_an_earlier_run_are_in_use(stacked: Driver) -> None:
+    path = stacked.get("2")
+    later = driver.init(stacked.root)
+    assert later.get("2") == path
+    later.put("2")
+    assert is_mounted(path)
+    later.put("2")
+    assert not is_mounted(path)
+
+
+def test_one_put_ends_a_mount_of_an_earlier_run(stacked: Driver) -> None:
+    path = stacked.get("2")
+    driver.init(stacked.root).put("2")
+    assert not is_mounted(path)
+
+
+def test_a_failed_get_does_not_count(stacked: Driver) -> None:
+    """Q4."""
+    branch = Path(stacked.root, "diff/1")
+    branch.rename(branch.with_name("away"))
+    with pytest.raises(driver.MountError, match="error creating aufs mount to") as caught:
+        stacked.get("2")
+    assert str(branch) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not is_mounted(os.path.join(stacked.root, "mnt/2"))
+    branch.with_name("away").rename(branch)
+    assert is_mounted(stacked.get("2"))
+    stacked.put("2")
+    assert not is_mounted(os.path.join(stacked.root, "mnt/2"))
+
+
+@pytest.mark.parametrize("layer", ["unknown", ""])
+def test_unknown_layers(stacked: Driver, layer: str) -> None:
+    """Q5."""
+    for method in (stacked.get, stacked.diff, stacked.changes, stacked.diff_size, stacked.parents):
+        with pytest.raises(driver.LayerNotFoundError):
+            method(layer)
+    with pytest.raises(driver.LayerNotFoundError):
+        stacked.apply_diff(layer, "", io.BytesIO())
+    with pytest.raises(driver.LayerNotFoundError):
+        stacked.changes("2", "unknown")
+    assert mounttable.mounts_below(stacked.root) == []
+
+
+def test_remove_forgets_the_count(stacked: Driver) -> None:
+    """Q6."""
+    for _ in range(3):
+        stacked.get("2")
+    stacked.remove("2")
+    stacked.create("2", "1")
+    path = stacked.get("2")
+    stacked.put("2")
+    assert not is_mounted(path)
+
+
+def test_create_does_not_overwrite(stacked: Driver) -> None:
+    """Q2."""
+    with pytest.raises(driver.LayerExistsError):
+        stacked.create("2")
+    assert stacked.parents("2") == ("1",)
+    assert Path(stacked.root, "diff/1/file").exists()
+
+
+def test_a_foreign_parent_of_a_bottom_layer(stacked: Driver) -> None:
+    """Q11."""
+    assert [str(change) for change in stacked.changes("1", "2")] == ["A /file"]
+
+
+def test_other_parents_are_not_yet(stacked: Driver) -> None:
+    stacked.create("3", "2")
+    with pytest.raises(driver.NotYetError, match="not yet"):
+        stacked.diff("3", "1")
+
+
+def test_apply_relative_to_another_layer(stacked: Driver, using: Using) -> None:
+    with using("2") as root:
+        (root / "more").write_text("more")
+        (root / "file").unlink()
+    with stacked.diff("2", "1") as stream:
+        tar = stream.read()
+    stacked.create("3", "1")
+    assert stacked.apply_diff("3", "", io.BytesIO(tar)) == 4
+    with using("3") as root:
+        assert os.listdir(root) == ["more"]
+    assert [str(change) for change in stacked.changes("3", "2")] == []
+    assert mounttable.mounts_below(stacked.root) == []
+
+
+def test_id_maps_both_ways(root: str) -> None:
+    mapping = driver.IdentityMapping([(0, 100000, 1000)], [(0, 200000, 1000)])
+    store = driver.init(root, id_map=mapping)
+    store.create("1")
+    path = Path(root, "diff/1/file")
+    path.touch()
+    os.chown(path, 100005, 200007)
+    with store.diff("1") as stream:
+        tar = stream.read()
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        assert [(m.uid, m.gid) for m in archive] == [(5, 7)]
+    store.create("2")
+    store.apply_diff("2", "", io.BytesIO(tar))
+    status = Path(root, "diff/2/file").stat()
+    assert (status.st_uid, status.st_gid) == (100005, 200007)
+
+
+# --- the whole tree ------------------------------------------------------------------------------
+
+
+def test_diff_of_the_whole_tree(stacked: Driver, using: Using) -> None:
+    with using("2") as root:
+        (root / "own").write_text("above")
+    stream = stacked.diff("2", "")
+    path = os.path.join(stacked.root, "mnt/2")
+    assert is_mounted(path)
+    stacked.create("copy")
+    assert stacked.apply_diff("copy", "", stream) == 10
+    stream.close()
+    assert not is_mounted(path)
+    assert sorted(os.listdir(os.path.join(stacked.root, "diff/copy"))) == ["file", "own"]
+
+
+def test_diff_closed_early_unmounts(stacked: Driver) -> None:
+    Path(stacked.root, "diff/1/big").write_bytes(bytes(8 << 20))
+    with stacked.diff("2", "") as stream:
+        stream.read(100)
+        assert is_mounted(os.path.join(stacked.root, "mnt/2"))
+    assert not is_mounted(os.path.join(stacked.root, "mnt/2"))
+    stream.close()
+
+
+def test_diff_of_a_lost_branch_is_empty(store: Driver) -> None:
+    store.create("1")
+    os.rmdir(os.path.join(store.root, "diff/1"))
+    with store.diff("1") as stream:
+        assert stream.read() == bytes(1024)
+    assert store.changes("1") == []
+    store.apply_diff("1", "", io.BytesIO(bytes(1024)))
+    assert os.path.isdir(os.path.join(store.root, "diff/1"))
+
+
+# --- unmounting ----------------------------------------------------------------------------------
+
+
+def test_the_server_is_gone_when_put_returns(stacked: Driver) -> None:
+    process = server_of(stacked.get("2"))
+    stacked.put("2")
+    # What may be left of it is an entry that nobody has collected yet.
+    status = Path(f"/proc/{process}/stat")
+    assert not status.exists() or status.read_text().rpartition(") ")[2].startswith("Z")
+
+
+def test_unmount_of_what_is_not_mounted(stacked: Driver) -> None:
+    driver.unmount(os.path.join(stacked.root, "mnt/2"))
+
+
+def test_unmount_of_a_busy_mount_waits(stacked: Driver) -> None:
+    path = stacked.get("2")
+    with subprocess.Popen(["sleep", "0.25"], cwd=path) as user:
+        stacked.put("2")
+        assert user.wait() == 0
+    assert not is_mounted(path)
+
+
+def test_unmount_of_a_busy_mount_is_lazy_at_last(stacked: Driver) -> None:
+    path = stacked.get("2")
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], cwd=path, stdin=subprocess.PIPE
+    ) as user:
+        before = time.monotonic()
+        stacked.put("2")
+        assert 0.4 <= time.monotonic() - before < 2
+        assert not is_mounted(path)
+        server = mounts._server_of(path)
+        user.communicate(b"\n")
+    if server is not None:
+        mounts._wait_for_end(server, path)
+        os.close(server)
+
+
+def test_a_dead_mount_is_mounted_again(stacked: Driver) -> None:
+    path = stacked.get("2")
+    kill(path)
+    assert mounttable.state(path) is MountState.DEAD
+    assert stacked.get("2") == path
+    assert Path(path, "file").read_text() == "below"
+    stacked.put("2")
+    stacked.put("2")
+    assert not is_mounted(path)
+
+
+def test_a_dead_mount_can_be_put_and_removed(stacked: Driver) -> None:
+    for end in (stacked.put, stacked.remove):
+        path = stacked.get("2")
+        kill(path)
+        end("2")
+        assert not is_mounted(path)
+
+
+def test_init_detaches_dead_mounts(stacked: Driver) -> None:
+    path = stacked.get("2")
+    kill(path)
+    later = driver.init(stacked.root)
+    assert not is_mounted(path)
+    assert later.get("2") == path
+    later.put("2")
+    assert not is_mounted(path)
+
+
+def test_cleanup_unmounts_and_reports_nothing(stacked: Driver) -> None:
+    path = stacked.get("2")
+    stacked.cleanup()
+    assert not is_mounted(path)
+    assert stacked._uses.snapshot() == {path: 1}
