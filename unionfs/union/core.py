@@ -42,9 +42,6 @@ class Union:
     Args:
         branches: top first; closed by :meth:`close`.
         rules: how to decide where people differ.
-
-    Raises:
-        OSError: when the writable branch cannot be made ready.
     """
 
     def __init__(self, branches: Sequence[Branch], rules: Rules | None = None) -> None:
@@ -59,6 +56,15 @@ class Union:
     def root(self) -> DirectoryNode:
         """The root directory."""
         return self.state.root
+
+    def prepare(self) -> None:
+        """Make the writable branch ready, the first thing that is written; once, before use.
+
+        Raises:
+            OSError: something of a wrong type has one of the names that are needed there.
+        """
+        if self.state.writable is not None:
+            self.state.writable.prepare(plink=self.state.rules.plink)
 
     def close(self) -> None:
         """Give all descriptors back; the union cannot be used afterwards."""
