@@ -7,8 +7,7 @@ What the parent shows is asked of the parent's branches by the rules of the unio
 branch first; a whiteout ends the search for its name, an opaque mark for its whole directory. (So a
 file that a middle layer deleted and this one makes again is an addition.) An opaque mark in the
 layer's own branch stands for the deletion of every name that the parent shows there and the layer
-does not make again. Nothing is ever followed out of a branch, and whiteouts are known by name,
-whatever they are made of.
+does not make again. Nothing is ever followed out of a branch.
 
 Directories are taken one at a time, each with the parents' directories of the same path, and only
 one of those is open at any moment: neither deep trees nor many parents run out of descriptors.
@@ -22,9 +21,10 @@ from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 from driver.beneath import ABSENT, find, open_directory, open_root
+from driver.marks import Marked, read_marked
 from driver.plinks import pseudo_links
 from driver.values import Change, ChangeKind
-from unionfs.branch.forms import OPAQUE_MARK, WHITEOUT_PREFIX, hidden_by
+from unionfs.branch.forms import OPAQUE_MARK, WHITEOUT_PREFIX
 
 _SECOND = 1_000_000_000
 
@@ -134,10 +134,10 @@ def _compare(
     root: int, path: bytes, parents: Sequence[str], below: Sequence[int], *, covered: bool
 ) -> list[_Entry]:
     """Look at one directory of the layer; return its entries in the order of their raw names."""
-    own, names = _own_entries(root, path)
-    hidden = {gone for name in names if (gone := hidden_by(name)) and gone not in (b".", b"..")}
-    opaque = covered or OPAQUE_MARK in names
-    shown = _shown(path, parents, below, None if opaque else set(own))
+    own, marked = _own_entries(root, path)
+    hidden = marked.hidden
+    opaque = covered or marked.opaque
+    shown = _shown(path, parents, below, None if opaque else marked.real)
     raw: dict[bytes, list[_Entry]] = {}
     for name in hidden - own.keys():
         raw[WHITEOUT_PREFIX + name] = [_Entry(name, ChangeKind.DELETE)]
@@ -159,22 +159,18 @@ def _compare(
     return [entry for name in sorted(raw) for entry in raw[name]]
 
 
-def _own_entries(root: int, path: bytes) -> tuple[dict[bytes, os.stat_result], set[bytes]]:
-    """Return the layer's real entries in a directory, and all its names, reserved ones too."""
+def _own_entries(root: int, path: bytes) -> tuple[dict[bytes, os.stat_result], Marked]:
+    """Return the layer's real entries in a directory, and all that the directory says."""
     try:
         fd = open_directory(root, path)
     except OSError as error:
         if error.errno not in ABSENT:
             raise
-        return {}, set()  # gone meanwhile, or a mount of somebody else's
+        return {}, Marked()  # gone meanwhile, or a mount of somebody else's
     try:
-        names = set(map(os.fsencode, os.listdir(fd)))
-        own = {}
-        for name in names:
-            status = None if name.startswith(WHITEOUT_PREFIX) else find(fd, name)
-            if status is not None:
-                own[name] = status
-        return own, names
+        marked = read_marked(fd)
+        found = ((name, find(fd, name)) for name in marked.real)
+        return {name: status for name, status in found if status is not None}, marked
     finally:
         os.close(fd)
 
@@ -194,10 +190,10 @@ def _shown(
     closed: set[bytes] = set()
     for index in below:
         with _Lower(parents[index], path) as lower:
-            names = lower.names()
-            asked = names if wanted is None else names & wanted
+            marked = lower.marked()
+            asked = marked.real if wanted is None else marked.real & wanted
             for name in asked - closed:
-                status = None if name.startswith(WHITEOUT_PREFIX) else lower.find(name)
+                status = lower.find(name)
                 if status is None:
                     continue
                 is_directory = stat.S_ISDIR(status.st_mode)
@@ -207,8 +203,8 @@ def _shown(
                         closed.add(name)
                 elif is_directory:
                     shown[name].branches.append(index)
-            closed.update(filter(None, map(hidden_by, names)))
-            if OPAQUE_MARK in names:
+            closed |= marked.hidden
+            if marked.opaque:
                 break
     return shown
 
@@ -235,8 +231,8 @@ class _Lower:
         if self._fd >= 0:
             os.close(self._fd)
 
-    def names(self) -> set[bytes]:
-        return set(map(os.fsencode, os.listdir(self._fd))) if self._fd >= 0 else set()
+    def marked(self) -> Marked:
+        return read_marked(self._fd) if self._fd >= 0 else Marked()
 
     def find(self, name: bytes) -> os.stat_result | None:
         return find(self._fd, name)

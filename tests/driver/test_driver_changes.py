@@ -132,6 +132,30 @@ def test_whiteouts_are_known_by_name_whatever_they_are(layer: Path, lower: Path)
     assert fast(layer, lower) == ["D /file1", "D /file2", "D /file3"]
 
 
+def test_whiteouts_of_other_filesystems(tmp_path: Path, layer: Path) -> None:
+    base = make(tmp_path / "base", "a", "b", "c/x", "d/y", "e/z")
+    middle = make(tmp_path / "middle", "d/")
+    os.mknod(middle / "a", stat.S_IFCHR, 0)
+    os.setxattr(middle / "d", "trusted.overlay.opaque", b"y")
+    make(layer, "a", "c/", "d/y", "e/z")
+    os.mknod(layer / "b", stat.S_IFCHR, 0)
+    os.setxattr(layer / "c", "user.fuseoverlayfs.opaque", b"y")
+    os.setxattr(layer / "e", "trusted.overlay.opaque", b"x")
+    os.truncate(layer / "e/z", 0)
+    os.setxattr(layer / "e/z", "trusted.overlay.whiteout", b"")
+    settle(base, middle, layer)
+    assert fast(layer, middle, base) == [
+        "D /b",
+        "A /a",
+        "C /c",
+        "D /c/x",
+        "C /d",
+        "A /d/y",
+        "C /e",
+        "D /e/z",
+    ]
+
+
 def test_whiteout_beside_the_real_entry_is_a_modification(layer: Path, lower: Path) -> None:
     make(layer, ".wh.file1", "file1", ".wh.fresh", "fresh")
     assert fast(layer, lower) == ["C /file1", "A /fresh"]
