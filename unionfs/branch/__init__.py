@@ -2,7 +2,8 @@
 
 from unionfs.branch.branch import Branch, WritableBranch
 from unionfs.branch.directory import Directory, WritableDirectory
-from unionfs.branch.opening import BranchError, open_branches
+from unionfs.branch.errors import BranchError
+from unionfs.branch.opening import open_branches
 
 __all__ = [
     "Branch",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from unionfs import syscalls
 from unionfs.branch.directory import Directory, WritableDirectory
+from unionfs.branch.errors import BranchError
 from unionfs.branch.forms import (
     ORPHAN_DIRECTORY,
     PLINK_DIRECTORY,
@@ -153,14 +154,14 @@ class WritableBranch(Branch):
             plink: also the directory of pseudo-links.
 
         Raises:
-            OSError: ``EEXIST`` when something of another type has one of the names.
+            BranchError: ``EEXIST`` when something of another type has one of the names.
         """
         if self.whiteout_base:
             status = self.root.find(WHITEOUT_BASE)
             if status is None:
                 self.renew_whiteout_base()
             elif status.st_mode & 0o170000 != 0o100000:
-                raise OSError(EEXIST, "not a regular file", WHITEOUT_BASE)
+                raise self._occupied(WHITEOUT_BASE, "a regular file")
         mode = 0o711 if self.remote else 0o700
         for name in (PLINK_DIRECTORY, ORPHAN_DIRECTORY) if plink else (ORPHAN_DIRECTORY,):
             status = self.root.find(name)
@@ -168,7 +169,13 @@ class WritableBranch(Branch):
                 os.mkdir(name, mode, dir_fd=self.root.fd)
                 self.root.set_mode(name, mode)
             elif status.st_mode & 0o170000 != 0o040000:
-                raise OSError(EEXIST, "not a directory", name)
+                raise self._occupied(name, "a directory")
+
+    def _occupied(self, name: bytes, wanted: str) -> BranchError:
+        place = os.fsdecode(os.path.join(self.path, name))
+        return BranchError(
+            EEXIST, f"{place} is not {wanted} (EEXIST): the union needs that name, move it away"
+        )
 
     def renew_whiteout_base(self) -> None:
         """Put a fresh base file in place, once the old one has all the links it can take."""

@@ -199,23 +199,23 @@ class WritableDirectory(Directory):
         """Return the same directory with a descriptor of its own, for a job."""
         return WritableDirectory(self.branch, os.dup(self.fd))
 
-    def create_file(self, name: bytes) -> int:
-        """Create an empty file only the daemon can open, and return it opened ``O_RDWR``."""
-        return os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | _FILE, 0o600, dir_fd=self.fd)
+    def create_file(self, name: bytes, mode: int = 0o600) -> int:
+        """Create an empty file, by default one only the daemon can open; return it ``O_RDWR``."""
+        return os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | _FILE, mode, dir_fd=self.fd)
 
-    def make_directory(self, name: bytes) -> None:
-        """Create an empty directory only the daemon can enter."""
-        os.mkdir(name, 0o700, dir_fd=self.fd)
+    def make_directory(self, name: bytes, mode: int = 0o700) -> None:
+        """Create an empty directory, by default one only the daemon can enter."""
+        os.mkdir(name, mode, dir_fd=self.fd)
 
     def make_symlink(self, name: bytes, text: bytes) -> None:
         """Create a symbolic link."""
         os.symlink(text, name, dir_fd=self.fd)
 
     def make_node(self, name: bytes, kind: int, device: int) -> None:
-        """Create a fifo, a socket or a device node with no permissions yet.
+        """Create a fifo, a socket or a device node.
 
         Args:
-            kind: the file type bits (``S_IFIFO`` and so on).
+            kind: the file type bits (``S_IFIFO`` and so on), with the permission bits if wanted.
             device: the device number, 0 for a fifo or a socket.
         """
         os.mknod(name, kind, device, dir_fd=self.fd)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from unionfs import syscalls
 from unionfs.branch.branch import Branch, WritableBranch
+from unionfs.branch.errors import BranchError
 from unionfs.branch.permission import Access, Permission
 
 if TYPE_CHECKING:
@@ -38,17 +39,6 @@ _NO_BRANCH: Final = {
 }
 # A union that was just unmounted may take a moment to let go of its branch.
 _LOCK_PATIENCE_S: Final = 3.0
-
-
-class BranchError(OSError):
-    """A branch that cannot be used; its text is one line for the user."""
-
-    def __init__(self, number: int, text: str) -> None:
-        super().__init__(number, text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class Specification(Protocol):

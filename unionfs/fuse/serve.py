@@ -22,10 +22,10 @@ import trio
 from unionfs import syscalls
 from unionfs.fuse.eager import take_requests_eagerly
 from unionfs.fuse.operations import UnionOperations
-from unionfs.text import printable
+from unionfs.text import octal_unescape, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from unionfs.union.core import Job, Union
     from unionfs.union.options import MountOptions
@@ -70,16 +70,24 @@ def serve(
     Raises:
         MountError: the mount was refused, or never answered.
     """
-    device = _mount(union, mountpoint, source, options)
     try:
-        trio.run(_serve, union, mountpoint, options, device, on_ready)
-    except* OSError as group:
-        raise group.exceptions[0] from None
-    finally:
-        # After a clean end nothing is mounted any more; after a fault no dead mount may stay.
-        if _is_ours(mountpoint):
+        device = _mount(union, mountpoint, source, options)
+        try:
+            union.prepare()
+            trio.run(_serve, union, mountpoint, options, device, on_ready)
+        except BaseException as error:  # noqa: BLE001 - raised again, in a better form
+            # After a clean end nothing is mounted any more; after a fault no dead mount may stay.
             _detach(mountpoint)
+            raise _first(error) from None
+    finally:
         union.close()
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the first of several errors: the others are its consequences."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _mount(union: Union, mountpoint: bytes, source: bytes, options: MountOptions) -> int:
@@ -138,6 +146,19 @@ async def _serve(
     device: int,
     on_ready: Callable[[], None],
 ) -> None:
+    # Signals first: from the moment the mount answers, somebody may want it to end.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        await _serve_requests(union, mountpoint, options, device, on_ready, signals)
+
+
+async def _serve_requests(
+    union: Union,
+    mountpoint: bytes,
+    options: MountOptions,
+    device: int,
+    on_ready: Callable[[], None],
+    signals: AsyncIterator[int],
+) -> None:
     async with trio.open_nursery() as background:
 
         def start(job: Job) -> None:
@@ -151,7 +172,7 @@ async def _serve(
         operations.before_waiting = turnstile.let_another_in
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_wait_for_signals, mountpoint)
+                nursery.start_soon(_unmount_on_signal, mountpoint, signals)
                 nursery.start_soon(_report_when_ready, mountpoint, on_ready)
                 # Objects made so far stay: the collector need not look at them again.
                 gc.collect()
@@ -172,15 +193,16 @@ async def _report_when_ready(mountpoint: bytes, on_ready: Callable[[], None]) ->
     on_ready()
 
 
-async def _wait_for_signals(mountpoint: bytes) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            await _unmount(mountpoint)
+async def _unmount_on_signal(mountpoint: bytes, signals: AsyncIterator[int]) -> None:
+    async for _ in signals:
+        await _unmount(mountpoint)
 
 
 async def _unmount(mountpoint: bytes) -> None:
     """Unmount; when the mount stays in use, take it out of the tree and let the users finish."""
     for _ in range(_UNMOUNT_TRIES):
+        if not is_mounted(mountpoint):
+            return
         try:
             await trio.to_thread.run_sync(syscalls.umount, mountpoint)
         except OSError as error:
@@ -194,17 +216,21 @@ async def _unmount(mountpoint: bytes) -> None:
 
 
 def _detach(mountpoint: bytes) -> None:
+    """Take our mount out of the tree, if it is the one that is visible at its mount point."""
+    if not is_mounted(mountpoint):
+        return
     try:
         syscalls.umount(mountpoint, syscalls.MNT_DETACH)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOENT):
-            log.warning("%s cannot be unmounted: %s", printable(mountpoint), error)
+        log.warning("%s cannot be unmounted: %s", printable(mountpoint), error)
 
 
-def _is_ours(mountpoint: bytes) -> bool:
-    """Tell whether a dead mount of ours is still at the mount point."""
-    try:
-        os.stat(mountpoint)
-    except OSError as error:
-        return error.errno == errno.ENOTCONN
-    return False
+def is_mounted(mountpoint: bytes) -> bool:
+    """Tell whether the topmost mount at a path is a union; it need not answer for that."""
+    topmost = b""
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            fields = line.split()
+            if octal_unescape(fields[4]) == mountpoint:
+                topmost = fields[fields.index(b"-") + 1]
+    return topmost == _TYPE

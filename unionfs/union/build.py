@@ -45,14 +45,22 @@ def build_union(options: MountOptions, warn: Callable[[str], None]) -> Union:
         limit=options.profile.max_branches,
         warn=warn,
     )
-    return union_of(branches, options)
+    union = union_of(branches, options)
+    try:
+        union.prepare()
+    except BaseException:
+        union.close()
+        raise
+    return union
 
 
 def union_of(branches: Sequence[Branch], options: MountOptions) -> Union:
     """Put a union together from open branches, which belong to it from then on.
 
+    Nothing is written yet: see ``Union.prepare``.
+
     Raises:
-        OSError: the writable branch cannot be made ready; the branches are closed.
+        OSError: a branch cannot be read; all are closed then.
     """
     try:
         return Union(branches, rules_of(options))

@@ -1,8 +1,9 @@
 """Creating: files, directories, symbolic links, special nodes (aufs.md 6.1).
 
-The daemon creates everything as itself, so that nobody else can open it, and then gives it to the
-caller. Owner and mode follow what any filesystem does: the set-group-id bit of the parent hands
-its group down, and a sub-directory inherits the bit.
+The daemon creates an object as its own and then gives it to the caller. The branch's filesystem has
+its say about the mode, for a default ACL of the parent may take permissions away; but a set-user-id
+bit is added only once the owner is the right one. The set-group-id bit of the parent hands its
+group down, and a sub-directory inherits the bit, as on any filesystem.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from errno import EPERM
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from unionfs.union.lookup import node_of
 from unionfs.union.names import Claim, claim, undone_on_failure
@@ -18,6 +19,9 @@ from unionfs.union.state import Caller, Entry, State
 
 if TYPE_CHECKING:
     from unionfs.union.nodes import DirectoryNode
+
+_PLAIN_BITS: Final = 0o1777
+_OWNER_BITS: Final = stat.S_ISUID | stat.S_ISGID
 
 
 def create_file(
@@ -29,11 +33,10 @@ def create_file(
         mode: permission bits, umask already applied.
     """
     claimed = claim(state, parent, name)
-    fd = claimed.directory.create_file(name)
+    fd = claimed.directory.create_file(name, mode & _PLAIN_BITS)
     try:
         with undone_on_failure(claimed):
-            os.fchown(fd, caller.uid, _group(claimed, caller))
-            os.fchmod(fd, stat.S_IMODE(mode))
+            _give(claimed, caller, mode)
             claimed.done()
         return _finish(state, parent, claimed), fd
     except BaseException:
@@ -47,15 +50,14 @@ def make_directory(
     """Create a directory. Where something of that name was removed before, it is opaque."""
     claimed = claim(state, parent, name)
     directory = claimed.directory
-    directory.make_directory(name)
+    directory.make_directory(name, mode & _PLAIN_BITS)
     opaque = False
     try:
         if claimed.was_hidden:
             opaque = directory.set_opaque(name)
         with undone_on_failure(claimed, directory=True):
-            directory.set_owner(name, caller.uid, _group(claimed, caller))
             inherited = directory.status().st_mode & stat.S_ISGID
-            directory.set_mode(name, stat.S_IMODE(mode) | inherited)
+            _give(claimed, caller, mode | inherited)
             claimed.done()
     except BaseException:
         if opaque:
@@ -72,7 +74,7 @@ def make_symlink(
     claimed = claim(state, parent, name)
     claimed.directory.make_symlink(name, text)
     with undone_on_failure(claimed):
-        claimed.directory.set_owner(name, caller.uid, _group(claimed, caller))
+        _give(claimed, caller, 0)
         claimed.done()
     return _finish(state, parent, claimed)
 
@@ -94,17 +96,23 @@ def make_node(
     if kind == stat.S_IFCHR and device == 0:
         raise OSError(EPERM, "a character device 0:0 is a whiteout elsewhere", name)
     claimed = claim(state, parent, name)
-    claimed.directory.make_node(name, kind, device)
+    claimed.directory.make_node(name, kind | mode & _PLAIN_BITS, device)
     with undone_on_failure(claimed):
-        claimed.directory.set_owner(name, caller.uid, _group(claimed, caller))
-        claimed.directory.set_mode(name, stat.S_IMODE(mode))
+        _give(claimed, caller, mode)
         claimed.done()
     return _finish(state, parent, claimed)
 
 
-def _group(claimed: Claim, caller: Caller) -> int:
-    status = claimed.directory.status()
-    return status.st_gid if status.st_mode & stat.S_ISGID else caller.gid
+def _give(claimed: Claim, caller: Caller, mode: int) -> None:
+    """Hand a new object to its owner, then add the bits that only its owner may hold."""
+    parent = claimed.directory.status()
+    made = claimed.directory.stat(claimed.name)
+    group = parent.st_gid if parent.st_mode & stat.S_ISGID else caller.gid
+    if (made.st_uid, made.st_gid) != (caller.uid, group):
+        claimed.directory.set_owner(claimed.name, caller.uid, group)
+    special = mode & _OWNER_BITS
+    if special and made.st_mode & _OWNER_BITS != special:
+        claimed.directory.set_mode(claimed.name, stat.S_IMODE(made.st_mode) | special)
 
 
 def _finish(state: State, parent: DirectoryNode, claimed: Claim) -> Entry:

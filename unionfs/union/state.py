@@ -70,9 +70,6 @@ class State:
     Args:
         branches: top first. They belong to the state from now on.
         rules: how to decide.
-
-    Raises:
-        OSError: when the writable branch cannot be made ready.
     """
 
     def __init__(self, branches: Sequence[Branch], rules: Rules) -> None:
@@ -80,8 +77,6 @@ class State:
         self.rules = rules
         top = self.branches[0]
         self.writable = top if isinstance(top, WritableBranch) else None
-        if self.writable:
-            self.writable.prepare(plink=rules.plink)
         self.numbers = InodeNumbers(self.writable.root.fd if self.writable else -1)
         self.nodes = NodeTable(self.numbers)
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
