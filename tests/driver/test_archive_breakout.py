@@ -18,7 +18,7 @@ import pytest
 
 from driver.archive import apply_layer, layer_chunks, unpack_layer
 from driver.errors import BreakoutError, InvalidArchiveError
-from tests.support.layers import EXTRACTORS, Extract, Layer, apply, unpack, unpack_by_steps
+from tests.support.layers import EXTRACTORS, Extract, Layer, apply, listing, unpack, unpack_by_steps
 
 SECRET = b"a text that nobody inside may ever see or change"
 
@@ -420,6 +420,19 @@ def test_a_file_is_no_directory(extract: Extract, dest: Path) -> None:
         extract(dest, base().file("etc/passwd/x").bytes())
 
 
+def test_a_way_that_removes_itself(extract: Extract, dest: Path) -> None:
+    """Through a link to the root an entry can replace the very directory the link lies in."""
+    assert not outcome(extract, dest, Layer().symlink("p/l", "/").names("p/l/p", "p/l/y"))
+    assert listing(dest) == ["p/", "p/l/", "p/l/p", "p/l/y"]
+
+
+def test_an_opaque_mark_that_removes_its_own_way(dest: Path) -> None:
+    apply(dest, Layer().symlink("p/l", "/").bytes())
+    apply(dest, Layer().names("p/l/.wh..wh..opq", "p/l/y").bytes())
+    assert os.listdir(dest) == ["p"]
+    assert os.listdir(dest / "p/l") == ["y"]
+
+
 def test_fifos_and_sockets_in_the_way_are_not_opened(extract: Extract, dest: Path) -> None:
     os.mkfifo(dest / "fifo")
     with socket.socket(socket.AF_UNIX) as server:
@@ -444,7 +457,10 @@ subprocess.run(["mount", "-t", "tmpfs", "none", root / "d/mnt"], check=True)
 for layer in (
     layers.Layer().file("d/mnt/new"),
     layers.Layer().file("d", b"replaces all of it"),
+    layers.Layer().file("d/mnt", b"replaces the mount"),
     layers.Layer().file("d/mnt/.wh.precious", b""),
+    layers.Layer().file("d/.wh.mnt", b""),
+    layers.Layer().file("d/.wh..wh..opq", b""),
 ):
     try:
         extract(root, layer.bytes())

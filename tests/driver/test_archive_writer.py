@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from driver.archive import layer_chunks, unpack_layer, write_layer
+from driver.archive import layer_chunks, unpack_layer, write_layer, writer
 from driver.archive.headers import BLOCK
 from driver.archive.levels import ExtraLink
 from driver.errors import ArchiveError
@@ -485,6 +485,23 @@ def test_file_that_becomes_a_symlink_is_not_followed(branch: Path, tmp_path: Pat
     data = written(branch, attributes=swap)
     assert b"secret" not in data
     assert b"f" in data
+
+
+def test_file_replaced_between_look_and_open(
+    branch: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(branch, "f", "g")
+
+    def look_then_replace(dir_fd: int, name: bytes) -> os.stat_result:
+        status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        if name == b"f":
+            os.rename(branch / "f", branch / "old")
+            os.mkfifo(branch / "f")
+        return status
+
+    monkeypatch.setattr(writer, "_status", look_then_replace)
+    assert raw_names(written(branch)) == ["g"]
+    assert "replaced while it was read" in caplog.text
 
 
 def test_closing_early_stops_and_gives_everything_back(branch: Path) -> None:
