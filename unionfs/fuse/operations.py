@@ -398,7 +398,9 @@ class UnionOperations(pyfuse3.Operations):
     async def open(
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
-        return self._opened(await self._drive(self.union.open(self.union.file(inode), flags)))
+        node = self.union.file(inode)
+        operation = self.union.open(node, flags, privileged=ctx.uid == 0)
+        return self._opened(await self._drive(operation))
 
     @guarded
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:

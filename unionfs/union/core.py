@@ -202,7 +202,9 @@ class Union:
             if not isinstance(entry.node, FileNode):
                 self.drop_unused(entry)
                 raise OSError(EISDIR, "a directory", name)
-            handle = yield from files.open_file(self.state, entry.node, flags)
+            handle = yield from files.open_file(
+                self.state, entry.node, flags, privileged=caller.uid == 0
+            )
             return self.remember(self.getattr(entry.node)), handle
         entry, fd = create.create_file(self.state, parent, name, mode, caller)
         if not isinstance(entry.node, FileNode):
@@ -263,9 +265,9 @@ class Union:
 
     # open files
 
-    def open(self, node: FileNode, flags: int) -> Operation[FileHandle]:
+    def open(self, node: FileNode, flags: int, *, privileged: bool = True) -> Operation[FileHandle]:
         """Open a file."""
-        return files.open_file(self.state, node, flags)
+        return files.open_file(self.state, node, flags, privileged=privileged)
 
     def read(self, handle: FileHandle, offset: int, size: int) -> bytes | bytearray | Job:
         """Read; a job is returned where the disk must be waited for."""

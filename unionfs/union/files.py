@@ -7,7 +7,9 @@ written and measured through it (aufs.md 5.7).
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from errno import EAGAIN, EBADF, EINVAL, EOPNOTSUPP
 from typing import TYPE_CHECKING, Final
 
@@ -39,31 +41,50 @@ class FileHandle:
         self.sync = bool(flags & os.O_DSYNC)  # O_SYNC contains this bit
 
 
-def open_file(state: State, node: FileNode, flags: int) -> Operation[FileHandle]:
+def open_file(
+    state: State, node: FileNode, flags: int, *, privileged: bool = True
+) -> Operation[FileHandle]:
     """Open a file. Nothing is copied up by this, unless ``O_TRUNC`` is given.
 
     Args:
         flags: as open(2); what concerns names and caches is the kernel's business.
+        privileged: the caller may change a file without its setuid and setgid bits being lost.
 
     Raises:
         OSError: ``EROFS`` for writing without a writable branch at or above the file.
     """
     handle = FileHandle(node, flags)
-    if handle.writable and not node.branch.writable:
+    truncate = bool(flags & os.O_TRUNC)  # POSIX leaves it open for O_RDONLY; Linux truncates
+    if (handle.writable or truncate) and not node.branch.writable:
         state.target()
     while node.copying is not None:
         yield node.copying
-    _acquire(state, node, writable=handle.writable)
-    if flags & os.O_TRUNC and handle.writable:
+    _acquire(state, node, writable=handle.writable or truncate)
+    if truncate:
         try:
             if not node.branch.writable:
                 yield from copy_up(state, node, keep=0)
             # Also after copy-up, which keeps the times: truncation is a change of the content.
             os.ftruncate(node.fd, 0)
+            _lose_privileges(state, node, privileged=privileged)
         except BaseException:
             release(state, handle)
             raise
     return handle
+
+
+def _lose_privileges(state: State, node: FileNode, *, privileged: bool) -> None:
+    """Take away what made a file run with its owner's rights: its content is another now.
+
+    The kernel does so before writes and truncations, but leaves open with ``O_TRUNC`` to us.
+    """
+    mode = stat.S_IMODE(os.fstat(node.fd).st_mode)
+    lost = 0 if privileged else stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
+    if mode & lost:
+        os.fchmod(node.fd, mode & ~lost)
+        state.stale.add(node.number)
+    with contextlib.suppress(OSError):  # most files have none
+        os.removexattr(node.fd, "security.capability")
 
 
 def opened(node: FileNode, fd: int, flags: int) -> FileHandle:
