@@ -385,7 +385,8 @@ def _publish(
             record = state.plinks.add_copy(target, node.number, lower, remaining, made)
         directory = work.directory()
         try:
-            with unchanged_times(directory):
+            # A link makes a new name, and that is a change of the directory.
+            with unchanged_times(directory) if own_name else contextlib.nullcontext():
                 directory.rename(work.temporary, directory, place.name)
         except BaseException:
             if record is not None:
