@@ -58,7 +58,6 @@ class UnionOperations(pyfuse3.Operations):
 
     supports_dot_lookup = False  # would promise answers about nodes that were forgotten
     enable_writeback_cache = False
-    enable_acl = False
 
     def __init__(
         self,
@@ -70,6 +69,7 @@ class UnionOperations(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self.union = union
+        self.enable_acl = union.state.rules.acl
         self.fsync_wanted = fsync
         self.timeout = _DAY_S if trusting else 0
         self._background = background

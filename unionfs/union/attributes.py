@@ -170,11 +170,11 @@ _EXTRA: Final = (
 )
 
 
-def _check_visible(key: bytes) -> None:
+def _check_visible(state: State, key: bytes) -> None:
     if is_mark_xattr(key):
         raise OSError(ENODATA, "a private mark of a union filesystem", key)
-    # ACLs are not enforced by this union, so it does not pretend to keep them (aufs.md 5.3).
-    if key.startswith(_ACL):
+    # What is not enforced is not shown either (aufs.md 5.3).
+    if key.startswith(_ACL) and not state.rules.acl:
         raise OSError(EOPNOTSUPP, "POSIX ACLs are not enabled", key)
 
 
@@ -205,7 +205,7 @@ def list_xattrs(state: State, node: FileNode | DirectoryNode, *, privileged: boo
     return [
         name
         for name in names
-        if not name.startswith(_ACL)
+        if (state.rules.acl or not name.startswith(_ACL))
         and not is_mark_xattr(name)
         and (privileged or not name.startswith(b"trusted."))
     ]
@@ -213,7 +213,7 @@ def list_xattrs(state: State, node: FileNode | DirectoryNode, *, privileged: boo
 
 def get_xattr(state: State, node: FileNode | DirectoryNode, key: bytes) -> bytes:
     """Read an extended attribute of the object that answers."""
-    _check_visible(key)
+    _check_visible(state, key)
     value = b""
 
     def read(path: bytes) -> None:
@@ -234,7 +234,7 @@ def set_xattr(
     """
     if is_mark_xattr(key):
         raise OSError(EPERM, "a private mark of a union filesystem", key)
-    _check_visible(key)
+    _check_visible(state, key)
     yield from _bring_up(state, node)
     _reach(state, node, lambda path: os.setxattr(path, key, value))
 
@@ -245,7 +245,7 @@ def remove_xattr(state: State, node: FileNode | DirectoryNode, key: bytes) -> Op
     Raises:
         OSError: ``ENODATA`` when it is not there; nothing is copied up then.
     """
-    _check_visible(key)
+    _check_visible(state, key)
     _reach(state, node, lambda path: os.getxattr(path, key))
     yield from _bring_up(state, node)
     _reach(state, node, lambda path: os.removexattr(path, key))

@@ -51,6 +51,7 @@ class Rules:
         trusting: the branches are never changed by others (``udba=none``).
         root_opaque: an opaque mark at the top of a branch counts.
         plink: hard links survive copy-up.
+        acl: POSIX ACLs are visible, and the kernel enforces them.
         fsync: a copy-up is on disk before it is published.
         background_above: rmdir leaves more whiteouts than this to be removed in the background;
             None removes all at once.
@@ -60,6 +61,7 @@ class Rules:
     trusting: bool = False
     root_opaque: bool = False
     plink: bool = True
+    acl: bool = False
     fsync: bool = True
     background_above: int | None = None
 
