@@ -337,7 +337,12 @@ class Driver:
         chain = self._store.chain(id)
         if not _is_parent(chain, parent):
             with self._open_union(id) as union:
-                return apply_layer(union, diff, self._id_map)
+                return apply_layer(
+                    union,
+                    diff,
+                    self._id_map,
+                    ignore_chown_errors=self._settings.ignore_chown_errors,
+                )
         branch = self._store.branch(id)
         self._store.make_branch(id)
         root = open_root(branch)
