@@ -10,6 +10,7 @@ may have been filled by a stranger: no path of this host is ever walked.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from errno import (
@@ -179,6 +180,15 @@ class Directory:
         finally:
             os.close(fd)
 
+    @contextlib.contextmanager
+    def pinned(self, name: bytes) -> Iterator[bytes]:
+        """Hold an entry, and give the path that leads to exactly it, whatever its type."""
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            yield b"/proc/self/fd/%d" % fd
+        finally:
+            os.close(fd)
+
     def list_xattrs(self, name: bytes) -> list[bytes]:
         """List the names of the extended attributes of an entry."""
         return syscalls.listxattr_at(self.fd, name)
@@ -240,19 +250,12 @@ class WritableDirectory(Directory):
         """Let two entries change places in one step."""
         syscalls.renameat2(self.fd, name, target.fd, target_name, syscalls.RENAME_EXCHANGE)
 
-    def set_owner(self, name: bytes, uid: int, gid: int) -> None:
-        """Change the owner of an entry; -1 leaves an id as it is."""
-        os.chown(name, uid, gid, dir_fd=self.fd, follow_symlinks=False)
-
     def set_mode(self, name: bytes, mode: int) -> None:
         """Change the permission bits of an entry that is not a symbolic link."""
-        # fchmodat() follows links, but the name was just seen or made not to be one, and through
-        # the pinned object a link put there meanwhile is refused rather than followed.
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
-        try:
-            os.chmod(b"/proc/self/fd/%d" % fd, mode)
-        finally:
-            os.close(fd)
+        # fchmodat() follows links. Through the pinned object a link that was put there meanwhile is
+        # refused rather than followed.
+        with self.pinned(name) as place:
+            os.chmod(place, mode)
 
     def set_times(self, name: bytes, atime_ns: int, mtime_ns: int) -> None:
         """Set both times of an entry, in nanoseconds since the epoch."""

@@ -29,6 +29,7 @@ from unionfs.union.core import (
     Union,
     is_too_long,
 )
+from unionfs.union.idmap import ACL_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,6 +70,7 @@ class UnionOperations(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self.union = union
+        self._ids = union.state.rules.ids
         self.enable_acl = union.state.rules.acl
         self.fsync_wanted = fsync
         self.timeout = _DAY_S if trusting else 0
@@ -89,8 +91,8 @@ class UnionOperations(pyfuse3.Operations):
         answer.entry_timeout = answer.attr_timeout = self.timeout
         answer.st_mode = pyfuse3.ModeT(status.st_mode)
         answer.st_nlink = nlink
-        answer.st_uid = status.st_uid
-        answer.st_gid = status.st_gid
+        answer.st_uid = self._ids.uid.shown(status.st_uid)
+        answer.st_gid = self._ids.gid.shown(status.st_gid)
         answer.st_rdev = status.st_rdev
         answer.st_size = status.st_size
         answer.st_blksize = _BLOCK
@@ -99,6 +101,9 @@ class UnionOperations(pyfuse3.Operations):
         answer.st_mtime_ns = status.st_mtime_ns
         answer.st_ctime_ns = status.st_ctime_ns
         return answer
+
+    def _caller(self, ctx: pyfuse3.RequestContext) -> Caller:
+        return Caller(self._ids.uid.stored(ctx.uid), self._ids.gid.stored(ctx.gid))
 
     def _absent(self) -> pyfuse3.EntryAttributes:
         """The answer "there is nothing", which the kernel may remember."""
@@ -252,7 +257,8 @@ class UnionOperations(pyfuse3.Operations):
     async def getxattr(
         self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
     ) -> bytes:
-        return self.union.get_xattr(self.union.node(inode), name)
+        value = self.union.get_xattr(self.union.node(inode), name)
+        return self._ids.show_acl(value) if name.startswith(ACL_PREFIX) else value
 
     @guarded
     async def listxattr(
@@ -271,6 +277,8 @@ class UnionOperations(pyfuse3.Operations):
         value: bytes,
         ctx: pyfuse3.RequestContext,
     ) -> None:
+        if name.startswith(ACL_PREFIX):
+            value = self._ids.store_acl(value)
         await self._drive(self.union.set_xattr(self.union.node(inode), name, value))
 
     @changing
@@ -290,8 +298,8 @@ class UnionOperations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         change = Change(
             mode=attr.st_mode if fields.update_mode else None,
-            uid=attr.st_uid if fields.update_uid else None,
-            gid=attr.st_gid if fields.update_gid else None,
+            uid=self._ids.uid.stored(attr.st_uid) if fields.update_uid else None,
+            gid=self._ids.gid.stored(attr.st_gid) if fields.update_gid else None,
             size=attr.st_size if fields.update_size else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
@@ -310,7 +318,7 @@ class UnionOperations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         parent = self.union.directory(parent_inode)
-        return self._attributes(self.union.mknod(parent, name, mode, rdev, _caller(ctx)))
+        return self._attributes(self.union.mknod(parent, name, mode, rdev, self._caller(ctx)))
 
     @changing
     async def mkdir(
@@ -321,7 +329,9 @@ class UnionOperations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         parent = self.union.directory(parent_inode)
-        return self._attributes(self.union.mkdir(parent, name, stat.S_IMODE(mode), _caller(ctx)))
+        return self._attributes(
+            self.union.mkdir(parent, name, stat.S_IMODE(mode), self._caller(ctx))
+        )
 
     @changing
     async def symlink(
@@ -332,7 +342,7 @@ class UnionOperations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         parent = self.union.directory(parent_inode)
-        return self._attributes(self.union.symlink(parent, name, target, _caller(ctx)))
+        return self._attributes(self.union.symlink(parent, name, target, self._caller(ctx)))
 
     @changing
     async def link(
@@ -390,7 +400,7 @@ class UnionOperations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         parent = self.union.directory(parent_inode)
-        operation = self.union.create(parent, name, stat.S_IMODE(mode), flags, _caller(ctx))
+        operation = self.union.create(parent, name, stat.S_IMODE(mode), flags, self._caller(ctx))
         entry, handle = await self._drive(operation)
         return self._opened(handle), self._attributes(entry)
 
@@ -440,7 +450,3 @@ def _drop_attributes(numbers: set[int]) -> None:
         except OSError as error:
             if error.errno != errno.ENOENT:  # ENOENT: the kernel does not know it
                 log.warning("attributes of node %d cannot be invalidated: %s", number, error)
-
-
-def _caller(ctx: pyfuse3.RequestContext) -> Caller:
-    return Caller(ctx.uid, ctx.gid)

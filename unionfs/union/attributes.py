@@ -20,7 +20,6 @@ from unionfs.union.nodes import DirectoryNode, FileNode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from unionfs.branch import Directory
     from unionfs.union.operation import Operation
     from unionfs.union.state import Entry, State
 
@@ -60,7 +59,7 @@ def setattr_(state: State, node: FileNode | DirectoryNode, change: Change) -> Op
             return getattr_(state, node)
         copy_up_directory(state, node)
         directory = state.writable_directory(node)
-        _apply(_pinned(directory.fd), directory.status(), change)
+        _apply(state, _pinned(directory.fd), directory.status(), change)
         return getattr_(state, node)
     if node.last is not None:
         # No name, not open: only a descriptor opened with O_PATH can still mean it.
@@ -70,7 +69,7 @@ def setattr_(state: State, node: FileNode | DirectoryNode, change: Change) -> Op
     if node.fd >= 0:
         if change.size is not None:
             _truncate_open(node, change.size)
-        _apply(_pinned(node.fd), os.fstat(node.fd), change)
+        _apply(state, _pinned(node.fd), os.fstat(node.fd), change)
         return getattr_(state, node)
     place, name, status = locate(state, node)
     if change.size is not None:
@@ -79,9 +78,9 @@ def setattr_(state: State, node: FileNode | DirectoryNode, change: Change) -> Op
             os.ftruncate(fd, change.size)
         finally:
             os.close(fd)
-    with _Pin(place, name) as pinned:
+    with place.pinned(name) as pinned:
         is_symlink = stat.S_ISLNK(status.st_mode)
-        _apply(pinned, place.stat(name), change, is_symlink=is_symlink)
+        _apply(state, pinned, place.stat(name), change, is_symlink=is_symlink)
     return getattr_(state, node)
 
 
@@ -100,25 +99,12 @@ def _pinned(fd: int) -> bytes:
     return b"/proc/self/fd/%d" % fd
 
 
-class _Pin:
-    """An object held by an ``O_PATH`` descriptor; gives the path that leads to exactly it."""
-
-    def __init__(self, directory: Directory, name: bytes) -> None:
-        self._fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
-
-    def __enter__(self) -> bytes:
-        return _pinned(self._fd)
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-
-
 def _apply(
-    path: bytes, status: os.stat_result, change: Change, *, is_symlink: bool = False
+    state: State, path: bytes, status: os.stat_result, change: Change, *, is_symlink: bool = False
 ) -> None:
     """Change owner, then mode, then times: a change of owner may clear mode bits."""
     if change.uid is not None or change.gid is not None:
-        os.chown(
+        state.set_owner(
             path,
             -1 if change.uid is None else change.uid,
             -1 if change.gid is None else change.gid,
@@ -189,7 +175,7 @@ def _reach(state: State, node: FileNode | DirectoryNode, use: Callable[[bytes], 
     if node.last is not None:
         raise OSError(ENODATA, "the file has been removed")
     directory, name, _ = locate(state, node)
-    with _Pin(directory, name) as path:
+    with directory.pinned(name) as path:
         return use(path)
 
 

@@ -102,11 +102,8 @@ def _copy_directory(state: State, node: DirectoryNode, target: WritableBranch) -
         temporary = parent.temporary(node.name)
         parent.make_directory(temporary)
         try:
-            made = parent.branch.directory_type(target, parent.open_child(temporary))
-            try:
-                _dress(source, b".", made, b".", status, status.st_mode)
-            finally:
-                made.close()
+            with source.pinned(b".") as original, parent.pinned(temporary) as copy:
+                _dress(state, original, copy, status, (source.branch, target))
             parent.rename(temporary, parent, node.name)
         except BaseException:
             parent.remove_directory(temporary)
@@ -125,7 +122,6 @@ def _copy_file(
     status = _source_status(state, node)
     work = _Workplace(state, target, place)
     size = status.st_size if keep is None else min(keep, status.st_size)
-    mode = _mode_to_keep(node.branch, target, status)
     fd = -1
     source_fd = -1
     try:
@@ -133,13 +129,17 @@ def _copy_file(
             source_fd = _open_source(state, node)
             fd = work.create_file()
             # What comes after the job finds everything again: directories may have been closed.
-            yield from _fill(state, source_fd, fd, size, status, mode, target)
+            yield from _fill(state, node, (source_fd, fd), size, status, target)
         else:
             source, source_name, _ = locate(state, node)
             directory = work.directory()
             with unchanged_times(directory):
                 _make_special(source, source_name, directory, work.temporary, status)
-                _dress(source, source_name, directory, work.temporary, status, mode)
+                with (
+                    source.pinned(source_name) as original,
+                    directory.pinned(work.temporary) as copy,
+                ):
+                    _dress(state, original, copy, status, (node.branch, target))
         _publish(state, node, target, work, fd, status)
     except BaseException:
         work.discard()
@@ -234,22 +234,26 @@ class _Workplace:
 
 def _fill(
     state: State,
-    source_fd: int,
-    fd: int,
+    node: FileNode,
+    descriptors: tuple[int, int],
     size: int,
     status: os.stat_result,
-    mode: int,
     target: WritableBranch,
 ) -> Operation[None]:
-    """Copy data and attributes, in a worker thread when it may take long."""
+    """Copy data and attributes, in a worker thread when it may take long.
+
+    Args:
+        descriptors: of the source and of the empty copy.
+        size: bytes to copy.
+    """
+    source_fd, fd = descriptors
+    source_branch = node.branch
     to_disk = state.rules.fsync and not target.in_memory
 
     def work() -> None:
         copy_content(source_fd, fd, size, lambda: state.cancelled)
-        os.fchown(fd, status.st_uid, status.st_gid)
-        _copy_xattrs(b"/proc/self/fd/%d" % source_fd, b"/proc/self/fd/%d" % fd, target)
-        os.fchmod(fd, mode)
-        os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+        source, copy = b"/proc/self/fd/%d" % source_fd, b"/proc/self/fd/%d" % fd
+        _dress(state, source, copy, status, (source_branch, target))
         if to_disk:
             os.fsync(fd)
 
@@ -273,36 +277,40 @@ def _make_special(
 
 
 def _dress(
-    source: Directory,
-    source_name: bytes,
-    directory: WritableDirectory,
-    name: bytes,
+    state: State,
+    source: bytes,
+    copy: bytes,
     status: os.stat_result,
-    mode: int,
+    branches: tuple[Branch, Branch],
 ) -> None:
-    """Give a fresh copy the owner, mode, extended attributes and times of its source."""
-    source_fd = os.open(source_name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source.fd)
-    try:
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
-        try:
-            directory.set_owner(name, status.st_uid, status.st_gid)
-            pinned = b"/proc/self/fd/%d" % fd
-            _copy_xattrs(b"/proc/self/fd/%d" % source_fd, pinned, directory.branch)
-            if not stat.S_ISLNK(status.st_mode):
-                os.chmod(pinned, stat.S_IMODE(mode))
-            directory.set_times(name, status.st_atime_ns, status.st_mtime_ns)
-        finally:
-            os.close(fd)
-    finally:
-        os.close(source_fd)
+    """Give a fresh copy the owner, extended attributes, mode and times of its source.
+
+    Args:
+        source, copy: ``/proc/self/fd`` paths of the two objects.
+        status: the attributes of the source.
+        branches: those of the source and of the copy.
+    """
+    state.set_owner(copy, status.st_uid, status.st_gid)
+    escalates = branches[0].nosuid and not branches[1].nosuid
+    keep_capability = not escalates and not state.rules.ids.shifted
+    _copy_xattrs(source, copy, branches[1], keep_capability=keep_capability)
+    mode = stat.S_IMODE(status.st_mode)
+    if escalates and not stat.S_ISDIR(status.st_mode):
+        # What had no effect on its branch must not come to life by being copied to one where it
+        # has (the class of CVE-2023-0386).
+        mode &= ~(stat.S_ISUID | stat.S_ISGID)
+    if not stat.S_ISLNK(status.st_mode):
+        os.chmod(copy, mode)
+    os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def _copy_xattrs(source: bytes, copy: bytes, target: Branch) -> None:
+def _copy_xattrs(source: bytes, copy: bytes, target: Branch, *, keep_capability: bool) -> None:
     """Copy all extended attributes (aufs.md 5.3).
 
     Args:
         source, copy: ``/proc/self/fd`` paths of the two objects.
         target: the branch of the copy; its ``icex*`` attributes say which errors do not count.
+        keep_capability: copy file capabilities too.
 
     Raises:
         OSError: when one cannot be set.
@@ -323,6 +331,8 @@ def _copy_xattrs(source: bytes, copy: bytes, target: Branch) -> None:
     for key in keys:
         if is_mark_xattr(os.fsencode(key)):
             continue
+        if key == "security.capability" and not keep_capability:
+            continue
         try:
             value = os.getxattr(source, key)
         except OSError as error:
@@ -340,18 +350,6 @@ def _ignored(target: Branch, key: str) -> bool:
     """Tell whether the branch has the ``icex*`` attribute for this class of names."""
     wanted = _CLASSES.get(key.partition(".")[0], "icexoth")
     return wanted in target.permission.ignored_xattr_classes
-
-
-def _mode_to_keep(source: Branch, target: Branch, status: os.stat_result) -> int:
-    """Return the permission bits of the copy.
-
-    A setuid bit that had no effect on its branch must not come to life by being copied to one where
-    it has (the class of CVE-2023-0386).
-    """
-    mode = stat.S_IMODE(status.st_mode)
-    if source.nosuid and not target.nosuid and not stat.S_ISDIR(status.st_mode):
-        mode &= ~(stat.S_ISUID | stat.S_ISGID)
-    return mode
 
 
 def _publish(

@@ -36,7 +36,7 @@ def create_file(
     fd = claimed.directory.create_file(name, mode & _PLAIN_BITS)
     try:
         with undone_on_failure(claimed):
-            _give(claimed, caller, mode)
+            _give(state, claimed, caller, mode)
             claimed.done()
         return _finish(state, parent, claimed), fd
     except BaseException:
@@ -57,7 +57,7 @@ def make_directory(
             opaque = directory.set_opaque(name)
         with undone_on_failure(claimed, directory=True):
             inherited = directory.status().st_mode & stat.S_ISGID
-            _give(claimed, caller, mode | inherited)
+            _give(state, claimed, caller, mode | inherited)
             claimed.done()
     except BaseException:
         if opaque:
@@ -74,7 +74,7 @@ def make_symlink(
     claimed = claim(state, parent, name)
     claimed.directory.make_symlink(name, text)
     with undone_on_failure(claimed):
-        _give(claimed, caller, 0)
+        _give(state, claimed, caller, 0)
         claimed.done()
     return _finish(state, parent, claimed)
 
@@ -98,18 +98,19 @@ def make_node(
     claimed = claim(state, parent, name)
     claimed.directory.make_node(name, kind | mode & _PLAIN_BITS, device)
     with undone_on_failure(claimed):
-        _give(claimed, caller, mode)
+        _give(state, claimed, caller, mode)
         claimed.done()
     return _finish(state, parent, claimed)
 
 
-def _give(claimed: Claim, caller: Caller, mode: int) -> None:
+def _give(state: State, claimed: Claim, caller: Caller, mode: int) -> None:
     """Hand a new object to its owner, then add the bits that only its owner may hold."""
     parent = claimed.directory.status()
     made = claimed.directory.stat(claimed.name)
     group = parent.st_gid if parent.st_mode & stat.S_ISGID else caller.gid
     if (made.st_uid, made.st_gid) != (caller.uid, group):
-        claimed.directory.set_owner(claimed.name, caller.uid, group)
+        with claimed.directory.pinned(claimed.name) as place:
+            state.set_owner(place, caller.uid, group)
     special = mode & _OWNER_BITS
     if special and made.st_mode & _OWNER_BITS != special:
         claimed.directory.set_mode(claimed.name, stat.S_IMODE(made.st_mode) | special)

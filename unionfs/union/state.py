@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import EINVAL, ENAMETOOLONG, ENOENT, EPERM, EROFS
 from typing import TYPE_CHECKING, NamedTuple
 
 from unionfs.branch import Branch, WritableBranch, WritableDirectory
 from unionfs.branch.forms import NAME_LIMIT, WHITEOUT_PREFIX
 from unionfs.union.directories import OpenDirectories
+from unionfs.union.idmap import IdMapping
 from unionfs.union.nodes import Copy, DirectoryNode, FileNode, NodeTable
 from unionfs.union.numbers import ROOT_NUMBER, InodeNumbers
 from unionfs.union.plink import PseudoLinks
@@ -52,6 +53,7 @@ class Rules:
         root_opaque: an opaque mark at the top of a branch counts.
         plink: hard links survive copy-up.
         acl: POSIX ACLs are visible, and the kernel enforces them.
+        ids: how owners on the branches and owners as shown are related.
         fsync: a copy-up is on disk before it is published.
         background_above: rmdir leaves more whiteouts than this to be removed in the background;
             None removes all at once.
@@ -62,6 +64,7 @@ class Rules:
     root_opaque: bool = False
     plink: bool = True
     acl: bool = False
+    ids: IdMapping = field(default_factory=IdMapping)
     fsync: bool = True
     background_above: int | None = None
 
@@ -125,6 +128,21 @@ class State:
     def copy_on(self, node: DirectoryNode, branch: Branch) -> Copy | None:
         """Return the copy of a directory on a branch, if it has one there."""
         return next((copy for copy in node.copies if copy.branch is branch), None)
+
+    def set_owner(self, place: int | bytes, uid: int, gid: int) -> None:
+        """Change the owner of an object; -1 leaves an id as it is.
+
+        Args:
+            place: its descriptor, or the ``/proc/self/fd`` path that leads to exactly it.
+
+        Raises:
+            OSError: the owner cannot be set, unless all owners are shown as one anyway.
+        """
+        try:
+            os.chown(place, uid, gid)
+        except OSError as error:
+            if error.errno not in (EPERM, EINVAL) or not self.rules.ids.squashed:
+                raise
 
     def writable_directory(self, node: DirectoryNode) -> WritableDirectory:
         """Return the copy of a directory on the writable branch, opened.

@@ -1,0 +1,134 @@
+"""Id mapping of a mount: the owner on the branch and the owner that is shown are two numbers.
+
+Rootless containers keep their files under the ids of a user namespace; inside, the ids begin at 0.
+A mapping ``A:B:LENGTH`` says that an id stored in ``[A, A+LENGTH)`` is shown as ``B + (id - A)``,
+and that an id coming in (who creates, chown) in ``[B, B+LENGTH)`` is stored as ``A + (id - B)``.
+What no triple covers becomes the overflow id. *Squashing* shows one id for all and stores what
+comes in, as far as the daemon may.
+
+ACLs carry ids too, and are translated in the same way. (Specification: driver.md 4.7.)
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from errno import EINVAL
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OVERFLOW_ID: Final = 65534
+_LARGEST: Final = (1 << 32) - 1
+
+# The value of system.posix_acl_*: a version, then (tag, permissions, id) for each entry.
+_ACL_HEADER: Final = struct.Struct("<I")
+_ACL_ENTRY: Final = struct.Struct("<HHI")
+_ACL_USER: Final = 0x02
+_ACL_GROUP: Final = 0x08
+ACL_PREFIX: Final = b"system.posix_acl_"
+
+
+class IdRange(NamedTuple):
+    """One triple of a mapping: ``length`` ids from ``stored`` on are shown from ``shown`` on."""
+
+    stored: int
+    shown: int
+    length: int
+
+
+def parse_id_map(text: str) -> tuple[IdRange, ...]:
+    """Read ``A:B:LENGTH[:A:B:LENGTH…]``; empty items, such as a leading colon makes, do not count.
+
+    Raises:
+        ValueError: not numbers, not triples, or ids beyond 32 bits; its text says which.
+    """
+    items = [item for item in text.split(":") if item]
+    if not items or len(items) % 3:
+        raise ValueError(f"{len(items)} numbers are no triples STORED:SHOWN:LENGTH")
+    if not all(item.isascii() and item.isdigit() for item in items):
+        raise ValueError("a mapping consists of decimal numbers and colons")
+    numbers = [int(item) for item in items]
+    ranges = tuple(IdRange(*numbers[start : start + 3]) for start in range(0, len(numbers), 3))
+    for entry in ranges:
+        if entry.length == 0 or max(entry.stored, entry.shown) + entry.length - 1 > _LARGEST:
+            raise ValueError(f"{':'.join(map(str, entry))} is empty or beyond 32 bits")
+    return ranges
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """How one kind of id is translated.
+
+    Attributes:
+        ranges: the mapping; empty for none.
+        squash: the id that is shown for all, or None.
+    """
+
+    ranges: tuple[IdRange, ...] = ()
+    squash: int | None = None
+
+    def shown(self, stored: int) -> int:
+        """Return what users see for an id on the branch."""
+        if self.squash is not None:
+            return self.squash
+        if not self.ranges:
+            return stored
+        for entry in self.ranges:
+            if 0 <= stored - entry.stored < entry.length:
+                return entry.shown + stored - entry.stored
+        return OVERFLOW_ID
+
+    def stored(self, shown: int) -> int:
+        """Return what goes to the branch for an id that comes in."""
+        if not self.ranges:
+            return shown
+        for entry in self.ranges:
+            if 0 <= shown - entry.shown < entry.length:
+                return entry.stored + shown - entry.shown
+        return OVERFLOW_ID
+
+
+@dataclass(frozen=True, slots=True)
+class IdMapping:
+    """Both translations of a mount."""
+
+    uid: Translation = field(default_factory=Translation)
+    gid: Translation = field(default_factory=Translation)
+
+    @property
+    def shifted(self) -> bool:
+        """Whether ids are not what they are on the branch."""
+        return self != IdMapping()
+
+    @property
+    def squashed(self) -> bool:
+        """Whether an owner that cannot be set does not matter."""
+        return self.uid.squash is not None or self.gid.squash is not None
+
+    def show_acl(self, value: bytes) -> bytes:
+        """Translate the ids in an ACL read from a branch."""
+        return _translate(value, self.uid.shown, self.gid.shown)
+
+    def store_acl(self, value: bytes) -> bytes:
+        """Translate the ids in an ACL that comes in.
+
+        Raises:
+            OSError: ``EINVAL`` for a value that is not an ACL.
+        """
+        return _translate(value, self.uid.stored, self.gid.stored)
+
+
+def _translate(value: bytes, uid: Callable[[int], int], gid: Callable[[int], int]) -> bytes:
+    entries = len(value) - _ACL_HEADER.size
+    if entries < 0 or entries % _ACL_ENTRY.size:
+        raise OSError(EINVAL, "not an ACL")
+    parts = [value[: _ACL_HEADER.size]]
+    for tag, permissions, identifier in _ACL_ENTRY.iter_unpack(value[_ACL_HEADER.size :]):
+        if tag == _ACL_USER:
+            identifier = uid(identifier)
+        elif tag == _ACL_GROUP:
+            identifier = gid(identifier)
+        parts.append(_ACL_ENTRY.pack(tag, permissions, identifier))
+    return b"".join(parts)
