@@ -39,5 +39,7 @@ def union(tmp_path: Path, request: pytest.FixtureRequest, warm: None) -> Iterato
         yield made
         if not request.node.stash.get(_FAILED, False):
             made.finish()
+        elif made.log.exists():
+            print("the daemon's log:\n" + made.log.read_text())
     finally:
         made.take_down()

@@ -56,7 +56,8 @@ class Union:
         self._options = ""
         self._expected_log: list[str] = []
         self._no_comparison = ""
-        self._branches_change = ""
+        self._ignore_branches = ""
+        self._clear = False
         self._tmpfs: list[Path] = []
         self._read_only: dict[str, dict[str, Seen]] = {}
         for path in (self.mount, self.W, self.R):
@@ -99,7 +100,8 @@ class Union:
         """
         self._layout = layout or DEFAULT_LAYOUT
         self._options = options
-        self._remember_read_only_branches()
+        if not self._ignore_branches:
+            self._remember_read_only_branches()
         done = self.command()
         assert done.returncode == 0, f"fuse-aufs failed: {done.stderr}"
         self._find_daemon()
@@ -142,7 +144,8 @@ class Union:
     def remount(self) -> Path:
         """Unmount and mount again with the same branches and options."""
         self.stop()
-        return self.start(*self._layout, options=self._options)
+        self._start_again()
+        return self.mount
 
     def _find_daemon(self) -> None:
         (pid_file,) = self.state.glob("si_*/pid")
@@ -151,8 +154,8 @@ class Union:
     def _start_again(self) -> None:
         """Mount as before, by the same function in a fork of this process.
 
-        Half of all mounts are made for the comparison at the end of a test; without starting Python
-        for them the tests take two thirds of the time.
+        More than half of all mounts are made for a comparison; without starting Python for them
+        the tests take two thirds of the time.
         """
         messages = self.base / "messages"
         with adopting_orphans():
@@ -182,12 +185,20 @@ class Union:
         fd = os.pidfd_open(self.pid)
         try:
             ready, _, _ = select.select([fd], [], [], _PATIENCE_S)
-            assert ready, "the mount is gone, the daemon is not"
+            assert ready, f"the mount is gone, the daemon is not; its threads: {self._threads()}"
         finally:
             os.close(fd)
         _, status = os.waitpid(self.pid, 0)
         self.pid = 0
         return os.waitstatus_to_exitcode(status)
+
+    def _threads(self) -> list[str]:
+        """Return where in the kernel each thread of the daemon waits."""
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        return [
+            f"{(task / 'comm').read_text().strip()} {(task / 'wchan').read_text()}"
+            for task in tasks
+        ]
 
     def resident(self) -> int:
         """Return the daemon's memory in KiB."""
@@ -220,10 +231,15 @@ class Union:
         assert reason
         self._no_comparison = reason
 
-    def branches_change(self, reason: str) -> None:
-        """The test itself changes read-only branches while they are mounted."""
+    def ignore_branches(self, reason: str) -> None:
+        """Do not look whether the read-only branches are as they were; said before the start."""
         assert reason
-        self._branches_change = reason
+        self._ignore_branches = reason
+
+    def clear_afterwards(self, reason: str) -> None:
+        """Remove everything at the end: pytest cannot."""
+        assert reason
+        self._clear = True
 
     # the end
 
@@ -234,7 +250,7 @@ class Union:
                 self._compare_with_a_new_mount()
             if self.pid:
                 self.stop()
-        if not self._branches_change:
+        if not self._ignore_branches:
             for name, before in self._read_only.items():
                 changed = differences(before, describe(self.branch(name)))
                 assert not changed, f"read-only branch {name} was changed: {changed}"
@@ -254,6 +270,9 @@ class Union:
         for point in reversed(mounts_below(self.mount)):
             subprocess.run(["umount", "-l", point], check=False, timeout=_PATIENCE_S)
         self._unmount_tmpfs()
+        if self._clear and not mounts_below(self.base):
+            subprocess.run(["rm", "-rf", self.base], check=True)
+            self.base.mkdir()
 
     def settle(self) -> None:
         """Wait for what the daemon does in the background."""
@@ -263,8 +282,7 @@ class Union:
     def _compare_with_a_new_mount(self) -> None:
         self.settle()
         live = describe(self.mount)
-        self.stop()
-        self._start_again()
+        self.remount()
         changed = differences(live, describe(self.mount))
         assert not changed, f"another view after unmount and mount: {changed}"
 

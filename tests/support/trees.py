@@ -1,8 +1,8 @@
 """Trees of files: filling a branch, describing what is there, telling two descriptions apart.
 
 Two kinds of looking are kept apart. ``paths`` and ``assert_whiteout`` look at a branch physically,
-as ``ls -A`` on the directory would; ``describe`` looks at any tree, a branch or a mounted union, and
-says everything that a program could see in it, so that two views can be compared.
+as ``ls -A`` on the directory would; ``describe`` looks at any tree, a branch or a mounted union,
+and says everything that a program could see in it, so that two views can be compared.
 """
 
 from __future__ import annotations
