@@ -18,16 +18,16 @@ pyfuse3 reaches trio through a name of its own, which its asyncio support also r
 from __future__ import annotations
 
 import select
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import pyfuse3
 import trio
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
 _TURNS: Final = 32  # requests between two turns of the event loop
-_GONE: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
 class Turnstile:
@@ -42,7 +42,6 @@ class Turnstile:
         self._poll = select.poll()
         self._poll.register(device, select.POLLIN)
         self._held = False
-        self._gone = False
         self._taken = 0
         self._waiting = trio.lowlevel.ParkingLot()
 
@@ -58,7 +57,14 @@ class Turnstile:
         traceback: TracebackType | None,
     ) -> None:
         self._held = False
-        if self._gone or error is not None:
+        if error is not None:
+            self._waiting.unpark_all()
+
+    async def run_worker(self, worker: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Run a worker task; whoever waits takes over when it ends, be it only to end too."""
+        try:
+            await worker(*args)
+        finally:
             self._waiting.unpark_all()
 
     def let_another_in(self) -> None:
@@ -67,16 +73,40 @@ class Turnstile:
             self._waiting.unpark()
 
     async def wait_readable(self, fd: int) -> None:
-        """Wait until there is a request, or until the mount is gone."""
-        if fd == self._device and self._taken < _TURNS:
-            ready = self._poll.poll(0)
-            if ready:
-                self._taken += 1
-                self._gone = bool(ready[0][1] & _GONE)
-                return
+        """Wait until there is a request, or an error to be read."""
+        if fd == self._device and self._taken < _TURNS and self._poll.poll(0):
+            self._taken += 1
+            return
         self._taken = 0
         await trio.lowlevel.wait_readable(fd)
-        self._gone = any(events & _GONE for _, events in self._poll.poll(0))
+
+
+class _Nursery:
+    """A nursery whose tasks are workers."""
+
+    def __init__(self, turnstile: Turnstile) -> None:
+        self._turnstile = turnstile
+        self._manager = trio.open_nursery()
+        self._nursery: trio.Nursery | None = None
+
+    async def __aenter__(self) -> Self:
+        self._nursery = await self._manager.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return await self._manager.__aexit__(kind, error, traceback)
+
+    def start_soon(
+        self, worker: Callable[..., Awaitable[None]], *args: object, name: str | None = None
+    ) -> None:
+        """Start a worker."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._turnstile.run_worker, worker, *args, name=name)
 
 
 class _StandIn:
@@ -97,6 +127,11 @@ def take_requests_eagerly(device: int) -> Turnstile:
     """
     turnstile = Turnstile(device)
     lowlevel = _StandIn(trio.lowlevel, wait_readable=turnstile.wait_readable)
-    stand_in = _StandIn(trio, lowlevel=lowlevel, Lock=lambda: turnstile)
+    stand_in = _StandIn(
+        trio,
+        lowlevel=lowlevel,
+        Lock=lambda: turnstile,
+        open_nursery=lambda: _Nursery(turnstile),
+    )
     pyfuse3.trio = stand_in  # type: ignore[attr-defined]  # not among the names it declares
     return turnstile

@@ -74,6 +74,8 @@ class UnionOperations(pyfuse3.Operations):
         self.enable_acl = union.state.rules.acl
         self.fsync_wanted = fsync
         self.timeout = _DAY_S if trusting else 0
+        # Without pseudo-links a copy-up makes one file two, and the kernel must find that out.
+        self._links_may_part = not union.state.rules.plink
         self._background = background
         self.before_waiting: Callable[[], None] = lambda: None
         self._flush_needed = any(branch.writable and branch.remote for branch in union.branches)
@@ -89,6 +91,8 @@ class UnionOperations(pyfuse3.Operations):
         answer.st_ino = pyfuse3.InodeT(node.number)
         answer.generation = 0
         answer.entry_timeout = answer.attr_timeout = self.timeout
+        if nlink > 1 and self._links_may_part and not stat.S_ISDIR(status.st_mode):
+            answer.entry_timeout = answer.attr_timeout = 0
         answer.st_mode = pyfuse3.ModeT(status.st_mode)
         answer.st_nlink = nlink
         answer.st_uid = self._ids.uid.shown(status.st_uid)
@@ -209,14 +213,21 @@ class UnionOperations(pyfuse3.Operations):
         # The kernel takes the dots for the names only, so they are not counted as remembered.
         dots = ((b".", stream.node), (b"..", stream.node.parent))
         for offset, (name, node) in enumerate(dots[max(start_id, 0) :], max(start_id, 0) + 1):
-            if not reply(token, name, self._attributes(union.getattr(node)), offset):
+            if not reply(token, name, _dot(node.number), offset):
                 return
         for offset, name, item in union.read_directory(stream, max(start_id - 2, 0)):
             if is_too_long(name):
                 if not self._reply_phantom(token, name, union.phantom_number(item), offset + 2):
                     return
                 continue
-            entry = union.listed(stream, name, item)
+            try:
+                entry = union.listed(stream, name, item)
+            except OSError as error:
+                # One entry that cannot be read must not hide all the others.
+                log.debug("%r is listed without attributes: %s", name, error)
+                if not self._reply_phantom(token, name, union.phantom_number(item), offset + 2):
+                    return
+                continue
             if entry is None:
                 continue
             if not reply(token, name, self._attributes(entry), offset + 2):
@@ -227,7 +238,7 @@ class UnionOperations(pyfuse3.Operations):
     def _reply_phantom(
         self, token: pyfuse3.ReaddirToken, name: bytes, number: int, following: int
     ) -> bool:
-        """List a name that is too long to be looked up: no type, no node.
+        """List a name that cannot be looked up: no type, no node.
 
         Attributes without a file type make the kernel list the name and then forget the node at
         once, so the node that happens to have the number is counted for that.
@@ -441,6 +452,14 @@ class UnionOperations(pyfuse3.Operations):
     @guarded
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         self.union.release(self._files.pop(fh))
+
+
+def _dot(number: int) -> pyfuse3.EntryAttributes:
+    """Return what the kernel needs to list ``.`` and ``..``: a number and a type."""
+    answer = pyfuse3.EntryAttributes()
+    answer.st_ino = pyfuse3.InodeT(number)
+    answer.st_mode = pyfuse3.ModeT(stat.S_IFDIR)
+    return answer
 
 
 def _drop_attributes(numbers: set[int]) -> None:

@@ -76,9 +76,11 @@ def serve(
             union.prepare()
             trio.run(_serve, union, mountpoint, options, device, on_ready)
         except BaseException as error:  # noqa: BLE001 - raised again, in a better form
-            # After a clean end nothing is mounted any more; after a fault no dead mount may stay.
-            _detach(mountpoint)
+            _detach(mountpoint)  # no dead mount may stay
             raise _first(error) from None
+        if _is_dead(mountpoint):
+            log.error("the connection to the kernel was aborted: %s ends", printable(mountpoint))
+            _detach(mountpoint)
     finally:
         union.close()
 
@@ -223,6 +225,15 @@ def _detach(mountpoint: bytes) -> None:
         syscalls.umount(mountpoint, syscalls.MNT_DETACH)
     except OSError as error:
         log.warning("%s cannot be unmounted: %s", printable(mountpoint), error)
+
+
+def _is_dead(mountpoint: bytes) -> bool:
+    """Tell whether a mount without a server is at the mount point (ours is closed by now)."""
+    try:
+        os.stat(mountpoint)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
 
 
 def is_mounted(mountpoint: bytes) -> bool:

@@ -375,12 +375,14 @@ def _publish(
     else:
         identity = identity_of(work.directory().stat(work.temporary))
         own_name = (place.parent, place.name) in node.names
-        remaining = nlink_of(node, status) - own_name
+        links = nlink_of(node, status)
         record = None
-        if remaining > 0 and state.rules.plink:
+        if links - own_name > 0 and state.rules.plink:
+            # Until the copy has its name, all names lie on the lower branch: were the daemon killed
+            # here, a lower count would let the copy be dropped while it is still needed.
             lower = (status.st_ino, _tag(state, node))
             made = (work.directory(), work.temporary, identity)
-            record = state.plinks.add_copy(target, node.number, lower, remaining, made)
+            record = state.plinks.add_copy(target, node.number, lower, links, made)
         directory = work.directory()
         try:
             # A link makes a new name, and that is a change of the directory.
@@ -391,6 +393,8 @@ def _publish(
                 state.plinks.drop(record)
             raise
         work.temporary = b""
+        if record is not None and own_name:
+            state.plinks.set_remaining(record, links - 1)
         _replace_plink(state, node, record)
         if not state.rules.plink:
             # The other names keep the lower file: they are another file from now on.

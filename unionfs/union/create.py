@@ -51,19 +51,12 @@ def make_directory(
     claimed = claim(state, parent, name)
     directory = claimed.directory
     directory.make_directory(name, mode & _PLAIN_BITS)
-    opaque = False
-    try:
+    with undone_on_failure(claimed, directory=True):
         if claimed.was_hidden:
-            opaque = directory.set_opaque(name)
-        with undone_on_failure(claimed, directory=True):
-            inherited = directory.status().st_mode & stat.S_ISGID
-            _give(state, claimed, caller, mode | inherited)
-            claimed.done()
-    except BaseException:
-        if opaque:
-            directory.clear_opaque(name)
-            directory.remove_directory(name)
-        raise
+            directory.set_opaque(name)
+        inherited = directory.status().st_mode & stat.S_ISGID
+        _give(state, claimed, caller, mode | inherited)
+        claimed.done()
     return _finish(state, parent, claimed)
 
 

@@ -57,8 +57,7 @@ def open_file(
     truncate = bool(flags & os.O_TRUNC)  # POSIX leaves it open for O_RDONLY; Linux truncates
     if (handle.writable or truncate) and not node.branch.writable:
         state.target()
-    while node.copying is not None:
-        yield node.copying
+    # Nobody waits here for a copy-up in flight: the node's descriptor is exchanged at its end.
     _acquire(state, node, writable=handle.writable or truncate)
     if truncate:
         try:

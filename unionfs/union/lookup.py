@@ -166,12 +166,13 @@ def _follow(
             return branch, status, plinks.of_copy(identity_of(status))
         if plink.upper is None:
             return branch, status, plink
-        branch = plink.branch
-        directory, name = plinks.directory(branch), plink.entry
+        directory, name = plinks.directory(plink.branch), plink.entry
         copied = directory.find(name)
         if copied is None or identity_of(copied) != plink.upper:
-            raise OSError(ESTALE, "the pseudo-link was removed by somebody else", name)
-        status = copied
+            # Removed by somebody else: what is left is the lower file.
+            plinks.forget(plink)
+            return branch, status, None
+        branch, status = plink.branch, copied
 
 
 def nlink_of(node: FileNode, status: os.stat_result) -> int:
@@ -183,7 +184,7 @@ def nlink_of(node: FileNode, status: os.stat_result) -> int:
         return status.st_nlink
     if plink.upper is None:
         return plink.remaining
-    return status.st_nlink - 1 + plink.remaining
+    return max(status.st_nlink - 1, 0) + plink.remaining
 
 
 def _directory_node(

@@ -78,9 +78,13 @@ def undone_on_failure(claimed: Claim, *, directory: bool = False) -> Iterator[No
     try:
         yield
     except BaseException:
-        remove = claimed.directory.remove_directory if directory else claimed.directory.unlink
-        with contextlib.suppress(FileNotFoundError):
+        remove = claimed.directory.remove_tree if directory else claimed.directory.unlink
+        try:
             remove(claimed.name)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("%s is left on %s: %s", claimed.name, claimed.directory.branch, error)
         raise
 
 

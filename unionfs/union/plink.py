@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
     from unionfs.union.nodes import Identity
 
-_ENTRY: Final = re.compile(rb"(\d+)\.(\d+)\.([0-9a-f]{16})\.(\d+)(\.lower)?")
+# The counts are bounded: an entry in an image layer may say anything.
+_ENTRY: Final = re.compile(rb"(\d{1,20})\.(\d{1,20})\.([0-9a-f]{16})\.(\d{1,9})(\.lower)?")
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,12 @@ class PseudoLink:
     @property
     def entry(self) -> bytes:
         """The name of the entry on disk."""
+        return self.entry_with(self.remaining)
+
+    def entry_with(self, remaining: int) -> bytes:
+        """The name of the entry for another count."""
         kind = b"" if self.upper else b".lower"
-        return b"%d.%d.%s.%d%s" % (self.number, self.inode, self.tag, self.remaining, kind)
+        return b"%d.%d.%s.%d%s" % (self.number, self.inode, self.tag, remaining, kind)
 
 
 def tag_of(directory: Directory, name: bytes) -> bytes:
@@ -196,36 +201,47 @@ class PseudoLinks:
     def add_count(
         self, branch: WritableBranch, number: int, source: tuple[int, bytes], remaining: int
     ) -> PseudoLink:
-        """Record that names of a lower file were removed, the file itself was not copied up."""
+        """Record that names of a lower file were removed, the file itself was not copied up.
+
+        They have been removed already, so a failure is reported and fails nothing.
+        """
         plink = PseudoLink(branch, number, *source, remaining, None)
         try:
             os.close(self._writable(branch).create_file(plink.entry))
         except FileExistsError:
             pass
+        except OSError as error:
+            log.warning("link count %s is kept in memory only: %s", plink.entry, error)
         self._insert(plink)
         return plink
 
     def set_remaining(self, plink: PseudoLink, remaining: int) -> bool:
         """Change how many names lie only on the lower branch.
 
+        What is counted has happened already, so a failure is reported and fails nothing. The count
+        is then too high, which keeps the copy longer than needed and loses nothing.
+
         Returns:
             False when that was the last one: the record is gone.
         """
-        directory = self._writable(plink.branch)
         if remaining <= 0:
             self.drop(plink)
             return False
-        old = plink.entry
-        plink.remaining = remaining
-        directory.rename(old, directory, plink.entry)
+        try:
+            directory = self._writable(plink.branch)
+            directory.rename(plink.entry, directory, plink.entry_with(remaining))
+        except OSError as error:
+            log.warning("pseudo-link %s cannot be changed: %s", plink.entry, error)
+        else:
+            plink.remaining = remaining
         return True
 
     def drop(self, plink: PseudoLink) -> None:
-        """Remove a record."""
+        """Remove a record; a failure is reported, and the next mount finds it again."""
         try:
             self._writable(plink.branch).unlink(plink.entry)
-        except FileNotFoundError:
-            log.warning("pseudo-link %s was removed by somebody else", plink.entry)
+        except OSError as error:
+            log.warning("pseudo-link %s cannot be removed: %s", plink.entry, error)
         self._remove(plink)
 
     def forget(self, plink: PseudoLink) -> None:
@@ -258,5 +274,7 @@ class PseudoLinks:
                 continue  # aufs's own entries say too little to be believed
             number, inode, tag, remaining, lower = match.groups()
             found = directory.stat(name)
+            if found.st_mode & 0o170000 == 0o040000:
+                continue
             upper = None if lower else (found.st_dev, found.st_ino)
             self._insert(PseudoLink(branch, int(number), int(inode), tag, int(remaining), upper))
