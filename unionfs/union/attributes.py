@@ -185,6 +185,8 @@ def list_xattrs(state: State, node: FileNode | DirectoryNode, *, privileged: boo
     Args:
         privileged: the caller is root and may see ``trusted.*``.
     """
+    if node.last is not None and (isinstance(node, DirectoryNode) or node.fd < 0):
+        return []  # removed: nothing leads to what it had
     keys: list[str] = []
     _reach(state, node, lambda path: keys.extend(os.listxattr(path)))
     names = map(os.fsencode, keys)

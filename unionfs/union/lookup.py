@@ -128,7 +128,7 @@ def node_of(
     if stat.S_ISDIR(status.st_mode):
         return _directory_node(state, parent, name, found)
     plink = None
-    if len(state.plinks):
+    if state.plinks:
         copy = parent_copy(state, parent, branch)
         branch, status, plink = _follow(state, copy, name, branch, status)
     identity = identity_of(status)
@@ -193,7 +193,7 @@ def _directory_node(
     name: bytes,
     found: Sequence[tuple[Branch, os.stat_result]],
 ) -> Entry:
-    node = None
+    node: DirectoryNode | None = None
     for _, status in found:
         known = state.nodes.at(identity_of(status))
         if isinstance(known, DirectoryNode) and not known.removed:
@@ -201,6 +201,10 @@ def _directory_node(
             break
         if known is not None:
             state.nodes.lose_identity(known)
+    if node is not None and state.nodes.is_above(node, parent):
+        # Somebody moved the directory into one below it, on the branch: it is another one now.
+        state.nodes.lose_identity(node)
+        node = None
     if node is None:
         copies = [Copy(branch, identity_of(status)) for branch, status in found]
         node = state.nodes.add_directory(parent, name, copies)

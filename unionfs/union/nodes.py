@@ -16,7 +16,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from unionfs.branch import Branch
     from unionfs.union.numbers import InodeNumbers
@@ -144,10 +144,14 @@ class NodeTable:
 
     Args:
         numbers: gives the numbers.
+
+    Attributes:
+        on_release: called with each directory that is let go.
     """
 
     def __init__(self, numbers: InodeNumbers) -> None:
         self.numbers = numbers
+        self.on_release: Callable[[DirectoryNode], None] = lambda _: None
         self._by_number: dict[int, FileNode | DirectoryNode] = {}
         self._by_identity: dict[Identity, FileNode | DirectoryNode] = {}
 
@@ -238,6 +242,14 @@ class NodeTable:
             del node.names[parent, name]
             self._child_gone(parent)
 
+    def is_above(self, node: DirectoryNode, other: DirectoryNode) -> bool:
+        """Tell whether ``other`` lies in ``node``, at any depth, or is it."""
+        while other is not node:
+            if other.parent is other:
+                return False
+            other = other.parent
+        return node.parent is not node
+
     def place(self, node: DirectoryNode, parent: DirectoryNode, name: bytes) -> None:
         """Move a directory to another place in the tree."""
         if node.parent is not parent:
@@ -284,6 +296,7 @@ class NodeTable:
             parent = node.parent
             if parent is node:
                 return
+            self.on_release(node)
             del self._by_number[node.number]
             self.lose_identity(node)
             parent.children -= 1

@@ -26,6 +26,7 @@ import hashlib
 import logging
 import os
 import re
+from errno import EROFS
 from typing import TYPE_CHECKING, Final
 
 from unionfs import syscalls
@@ -115,6 +116,9 @@ class PseudoLinks:
             if branch.whable:
                 self._read(branch)
 
+    def __bool__(self) -> bool:
+        return bool(self._by_inode)
+
     def __len__(self) -> int:
         return sum(map(len, self._by_inode.values()))
 
@@ -139,7 +143,7 @@ class PseudoLinks:
     def _writable(self, branch: Branch) -> WritableDirectory:
         directory = self.directory(branch)
         if not isinstance(directory, WritableDirectory):
-            raise PermissionError(f"{branch} is read-only")
+            raise OSError(EROFS, f"{branch} is read-only")
         return directory
 
     def above(self, directory: Directory, name: bytes, inode: int) -> PseudoLink | None:
@@ -237,9 +241,13 @@ class PseudoLinks:
         return True
 
     def drop(self, plink: PseudoLink) -> None:
-        """Remove a record; a failure is reported, and the next mount finds it again."""
+        """Remove a record; a failure is reported, and the next mount finds it again.
+
+        One on a read-only branch stays there, and is not used any more.
+        """
         try:
-            self._writable(plink.branch).unlink(plink.entry)
+            if plink.branch.writable:
+                self._writable(plink.branch).unlink(plink.entry)
         except OSError as error:
             log.warning("pseudo-link %s cannot be removed: %s", plink.entry, error)
         self._remove(plink)

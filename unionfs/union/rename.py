@@ -10,6 +10,7 @@ nothing. Otherwise the answer is EXDEV, as between filesystems, and mv(1) copies
 from __future__ import annotations
 
 import contextlib
+import logging
 from errno import EEXIST, EINVAL, EISDIR, ENOTDIR, ENOTEMPTY, EXDEV
 from typing import TYPE_CHECKING
 
@@ -32,9 +33,12 @@ from unionfs.union.remove import discard, forget_directory, set_aside
 from unionfs.union.state import State, check_new_name
 
 if TYPE_CHECKING:
+    from unionfs.branch import WritableDirectory
     from unionfs.union.lookup import Visible
     from unionfs.union.operation import Latch
 
+
+log = logging.getLogger(__name__)
 
 Named = tuple[DirectoryNode, bytes]
 
@@ -220,11 +224,19 @@ def _move_file(
         here, there = state.writable_directory(parent), state.writable_directory(new_parent)
         here.rename(name, there, new_name)
     if was_hidden:
-        state.writable_directory(new_parent).remove_whiteout(new_name)
+        _uncover(state.writable_directory(new_parent), new_name)
     if replaced is not None:
         replaced.is_gone(state, new_parent, new_name)
     state.nodes.add_name(node, new_parent, new_name)
     state.nodes.drop_name(node, parent, name)
+
+
+def _uncover(directory: WritableDirectory, name: bytes) -> None:
+    """Remove the whiteout of a name that has an entry again; the rename has happened already."""
+    try:
+        directory.remove_whiteout(name)
+    except OSError as error:
+        log.warning("the whiteout of %s is left on %s: %s", name, directory.branch, error)
 
 
 def _make_movable(state: State, node: DirectoryNode, name: bytes) -> None:
@@ -283,7 +295,7 @@ def _move_directory(
             here.rename(name, there, new_name)
         undo.pop_all()
     if was_hidden:
-        there.remove_whiteout(new_name)
+        _uncover(there, new_name)
     if replaced is not None:
         replaced.is_gone(state, new_parent, new_name)
     if victim:

@@ -6,7 +6,7 @@ import os
 import resource
 from dataclasses import dataclass, field
 from errno import EINVAL, ENAMETOOLONG, ENOENT, EPERM, EROFS
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from unionfs.branch import Branch, WritableBranch, WritableDirectory
 from unionfs.branch.forms import NAME_LIMIT, WHITEOUT_PREFIX
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from unionfs.union.operation import Job, Latch
+
+
+_OPEN_AT_MOST: Final = 4096  # directories kept open; more would save little
 
 
 class Entry(NamedTuple):
@@ -85,7 +88,8 @@ class State:
         self.numbers = InodeNumbers(self.writable.root.fd if self.writable else -1)
         self.nodes = NodeTable(self.numbers)
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.directories = OpenDirectories((soft - len(self.branches)) // 2)
+        self.directories = OpenDirectories(min((soft - len(self.branches)) // 2, _OPEN_AT_MOST))
+        self.nodes.on_release = self._close_directories
         self.plinks = PseudoLinks(self.branches if rules.plink else [])
         self.root = self.nodes.add_root(self._root_copies(), ROOT_NUMBER)
         self.copying: set[Latch] = set()
@@ -93,6 +97,10 @@ class State:
         self.background: list[Job] = []
         # Directories whose link count a copy-up has changed without anybody having asked for it.
         self.stale: set[int] = set()
+
+    def _close_directories(self, node: DirectoryNode) -> None:
+        for copy in node.copies:
+            self.directories.close(copy)
 
     def _root_copies(self) -> list[Copy]:
         copies = []
