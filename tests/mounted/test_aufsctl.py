@@ -58,7 +58,7 @@ def test_status_and_branches(run: Commands) -> None:
     ]
     assert status in json_of(run, "status")
     text = run(AUFSCTL, "status", "mnt").stdout.splitlines()
-    assert text[0].startswith(f"{mnt}  source=src  pid={run.pid()}  si=")
+    assert text[0].startswith(f"{mnt}  source=src  pid={run.pid()}  acl,si=")
     assert text[1:] == [f"  br0  {changes}=rw", f"  br1  {base}=ro+wh"]
     assert run(AUFSCTL, "branches", "mnt").stdout == f"{changes}=rw\n{base}=ro+wh\n"
 

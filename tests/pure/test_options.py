@@ -134,6 +134,14 @@ def test_accepted_without_a_word() -> None:
         assert parse(b"br:/a," + word.encode()) == plain, word
 
 
+def test_acls_by_profile_and_by_option() -> None:
+    assert not parse(b"br:/a").acl
+    assert parse(b"br:/a,acl").acl
+    assert parse(b"br:/a,profile=driver").acl
+    assert not parse(b"br:/a,profile=driver,noacl").acl
+    assert option_string(parse(b"br:/a,acl")) == b"acl,br:/a"
+
+
 def test_flags() -> None:
     options = parse(b"br:/a,ro,noplink,nosuid,nodev,noexec,noatime,nodiratime,sync,volatile")
     assert options.read_only
@@ -154,11 +162,10 @@ def test_flags() -> None:
         "add:1:/b ins:0:/b append:/b append=/b prepend:/b del:/b mod:/b=ro idel:1 imod:1:ro "
         "trunc_xino notrunc_xino trunc_xino=/b trunc_xino_path=/b itrunc_xino=1 trunc_xib "
         "notrunc_xib clean_plink list_plink diropq=a dirwh=3 nodirperm1 dirren nodirren warn_perm "
-        "nowarn_perm shwh noshwh sum nosum wsum rdcache=10 rdblk=512 rdhash=32 fhsm_sec=30 acl "
-        "noacl verbose v noverbose quiet q silent debug=1 delete=all imap=x droplvl=1 ephemeral "
-        "remount lowerdir=/b upperdir=/b workdir=/b udba=notify udba=fsnotify create=rr "
-        "create=mfs:30 create=pmfsrr:1000:3 create_policy=tdmfs:9 cpup=bu copyup_policy=bup "
-        "profile=overlay"
+        "nowarn_perm shwh noshwh sum nosum wsum rdcache=10 rdblk=512 rdhash=32 fhsm_sec=30 "
+        "verbose v noverbose quiet q silent debug=1 delete=all imap=x droplvl=1 ephemeral "
+        "remount udba=notify udba=fsnotify create=rr "
+        "create=mfs:30 create=pmfsrr:1000:3 create_policy=tdmfs:9 cpup=bu copyup_policy=bup"
     ),
 )
 def test_not_yet(word: str) -> None:
@@ -242,7 +249,7 @@ def test_kernel_style_string() -> None:
         b",dirperm1,br:/a=rw:/b c=ro"
     )
     driver = default_options(PROFILES["driver"], [BranchSpec(b"/a")])
-    assert kernel_style_string(driver, "0") == b"si=0,udba=none,dirperm1"
+    assert kernel_style_string(driver, "0") == b"acl,si=0,udba=none,dirperm1"
 
 
 paths = st.binary(min_size=1, max_size=20).filter(lambda path: b"\0" not in path)
@@ -257,13 +264,14 @@ branch_lists = st.builds(
 )
 option_sets = st.builds(
     lambda profile, specs, changes: replace(default_options(PROFILES[profile], specs), **changes),
-    st.sampled_from(["aufs", "driver"]),
+    st.sampled_from(sorted(PROFILES)),
     branch_lists,
     st.fixed_dictionaries(
         {},
         optional={
             "udba": st.sampled_from(["none", "reval"]),
             "plink": st.booleans(),
+            "acl": st.booleans(),
             "read_only": st.booleans(),
             "volatile": st.booleans(),
             "suid": st.booleans(),

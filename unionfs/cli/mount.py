@@ -39,10 +39,16 @@ branches, top first:  PATH=PERMISSION[+ATTRIBUTE...], separated by colons
   ro+wh    read-only, and its whiteouts hide what lies below: an image layer
   rw+nolwh whiteouts are files of their own instead of hard links
 
+layers, in the words of overlay mounts:
+  lowerdir=TOP:BOTTOM,upperdir=CHANGES,workdir=DIR
+                             nothing can be changed without an upperdir;
+                             workdir is not used, but has to exist
+
 options:
   br:A:B  br=A:B  dirs=A:B   branches; each further list adds below
-  profile=aufs|driver        set of defaults; driver suits image layers
+  profile=aufs|overlay|driver  set of defaults; lowerdir= means overlay
   udba=reval|none            others do / do not change branches meanwhile
+  acl, noacl                 POSIX ACLs count / do not count
   plink, noplink             hard links do / do not survive copy-up
   ro, noexec, nosuid, nodev  as for any mount
   volatile                   no fsync: faster, for data you can lose
@@ -56,6 +62,7 @@ examples:
 
   fuse-aufs none /mnt -o profile=driver,br:/w=rw:/layer2=ro+wh:/layer1=ro+wh
   fuse-aufs /mnt -o ro,dirs=/a:/b       # nothing can be changed
+  fuse-aufs /mnt -o lowerdir=/layer2:/layer1,upperdir=/up,workdir=/work
 
 A backslash takes a comma, a colon or an equals sign in a path literally:
   fuse-aufs /mnt -o 'br:/a\\,b=rw'
@@ -77,7 +84,9 @@ class _ShowVersion(argparse.Action):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fuse-aufs",
-        usage="fuse-aufs [SOURCE] MOUNTPOINT -o br:BRANCH[:BRANCH...][,OPTION...] [-f] [-d]",
+        usage="fuse-aufs [SOURCE] MOUNTPOINT -o br:BRANCH[:BRANCH...][,OPTION...] [-f] [-d]\n"
+        "       fuse-aufs [SOURCE] MOUNTPOINT "
+        "-o lowerdir=DIR[:DIR...][,upperdir=DIR,workdir=DIR][,OPTION...]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -167,6 +176,9 @@ def _mount(
     mountpoint = preflight.check_mountpoint(mountpoint)
     preflight.check_device()
     preflight.check_privilege()
+    if options.workdir is not None:
+        preflight.check_workdir(options.workdir)
+    process.raise_descriptor_limit()
     log_file = LogFile(options.log) if options.log is not None else None
     branches = open_branches(
         options.branches,

@@ -65,6 +65,23 @@ def check_mountpoint(path: bytes) -> bytes:
     return os.path.realpath(path)
 
 
+def check_workdir(path: bytes) -> None:
+    """Make sure that the work directory of an overlay mount is a directory.
+
+    Only that: nothing is ever written there.  Raises PreflightError.
+    """
+    shown = printable(path)
+    try:
+        os.close(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        number = error.errno or errno.EIO
+        problem, remedy = {
+            errno.ENOENT: (f"workdir {shown} does not exist", "create it or correct the path"),
+            errno.ENOTDIR: (f"workdir {shown} is not a directory", "name a directory"),
+        }.get(number, (f"workdir {shown} cannot be used: {error.strerror}", "name another one"))
+        raise PreflightError(number, problem, remedy) from error
+
+
 def check_device() -> None:
     """Make sure that the FUSE device is there and may be used.  Raises PreflightError."""
     try:

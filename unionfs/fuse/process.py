@@ -179,8 +179,7 @@ def settle() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_descriptor_limit()
     # The limit of whoever writes is checked by the kernel before the request reaches us.
     try:
         unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
@@ -188,6 +187,12 @@ def settle() -> None:
     except (OSError, ValueError):  # raising the hard limit takes a privilege
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def raise_descriptor_limit() -> None:
+    """Allow this process as many descriptors as it may allow itself: each branch takes one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def on_hangup(action: Callable[[], object]) -> None:

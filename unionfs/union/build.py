@@ -22,7 +22,7 @@ def rules_of(options: MountOptions) -> Rules:
         trusting=options.udba == "none",
         root_opaque=profile.root_opaque,
         plink=options.plink,
-        acl=profile.acl,
+        acl=options.acl,
         fsync=options.fsync,
         background_above=options.dirwh if profile.background_rmdir else None,
     )

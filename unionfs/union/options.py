@@ -4,6 +4,7 @@
 
 Commas separate options, colons separate branches, the first ``=`` separates a branch from its
 permission (``escapes.py`` for paths that contain one of them; ``printing.py`` for the way back).
+``overlay.py`` reads the words that only mounts with ``lowerdir=`` have.
 
 Three rules make the order of options matter as little as in aufs: ``profile=`` is looked at before
 everything else, of two options that answer one question the later one counts, and each further
@@ -24,10 +25,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from unionfs.branch.permission import Access, Permission, parse_permission
+from unionfs.branch.permission import Access, parse_permission
 from unionfs.text import printable
 from unionfs.union.escapes import escape_value, split, unescape
-from unionfs.union.profile import AUFS, PROFILES, Profile
+from unionfs.union.overlay import OverlayReader, is_overlay, split_options
+from unionfs.union.profile import AUFS, OVERLAY, PROFILES, Profile
+from unionfs.union.wanted import BranchSpec, OptionError, not_yet
 
 __all__ = [
     "BranchSpec",
@@ -41,41 +44,21 @@ __all__ = [
 Warn = Callable[[str], None]
 
 
-class OptionError(ValueError):
-    """A mount option that cannot be accepted.  ``str()`` is one line that says what to do.
-
-    errno is what mount(2) of aufs would have answered (aufs.md 1.4), nearly always EINVAL.
-    """
-
-    def __init__(self, problem: str, remedy: str, number: int = errno.EINVAL) -> None:
-        super().__init__(f"{problem} ({errno.errorcode[number]}): {remedy}")
-        self.errno = number
-
-
-@dataclass(frozen=True, slots=True)
-class BranchSpec:
-    """One branch as it was written.
-
-    permission: None when none was given.  The default (aufs.md 1.2, last paragraph) depends on
-    the filesystem of the branch, so it is decided when the branch is opened.
-    """
-
-    path: bytes
-    permission: Permission | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class MountOptions:
     """Everything a mount was asked for, defaults filled in from its profile.
 
     log: file for the daemon's messages, None for syslog.  fsname: source to show in /proc/mounts.
     dirwh: number of whiteouts up to which rmdir empties a directory at once (aufs.md 6.2).
+    workdir: a directory that overlay mounts name.  It has to exist, and nothing is written there,
+    so two mounts that differ only in this are the same.
     """
 
     branches: tuple[BranchSpec, ...] = ()
     profile: Profile = AUFS
     udba: str = AUFS.udba
     plink: bool = AUFS.plink
+    acl: bool = AUFS.acl
     xino: bytes | None = None
     noxino: bool = False
     read_only: bool = False
@@ -91,6 +74,7 @@ class MountOptions:
     fsname: bytes | None = None
     log: bytes | None = None
     dirwh: int = 3
+    workdir: bytes | None = field(default=None, compare=False)
 
     @property
     def fsync(self) -> bool:
@@ -105,6 +89,7 @@ def default_options(profile: Profile = AUFS, branches: Sequence[BranchSpec] = ()
         profile=profile,
         udba=profile.udba,
         plink=profile.plink,
+        acl=profile.acl,
         suid=profile.suid,
         dev=profile.dev,
         noatime=profile.noatime,
@@ -119,6 +104,8 @@ FLAGS: Final[dict[str, dict[str, Any]]] = {
     "rw": {"read_only": False},
     "plink": {"plink": True},
     "noplink": {"plink": False},
+    "acl": {"acl": True},
+    "noacl": {"acl": False},
     "noxino": {"noxino": True, "xino": None},
     "volatile": {"volatile": True},
     "suid": {"suid": True},
@@ -170,7 +157,7 @@ _IGNORED_VALUES: Final = frozenset(
 
 _BRANCH_LISTS: Final = (b"br:", b"br=", b"dirs=")
 
-# Options of aufs (aufs.md section 9) and of overlay mounts that this version refuses by name.
+# Options of aufs (aufs.md section 9) and others that this version refuses by name.
 _NOT_YET: Final = frozenset(
     (
         # branches of a live mount
@@ -180,13 +167,12 @@ _NOT_YET: Final = frozenset(
         *("trunc_xib", "notrunc_xib"),
         # semantics
         *("clean_plink", "list_plink", "diropq", "dirwh", "nodirperm1", "dirren", "nodirren"),
-        *("shwh", "noshwh", "sum", "nosum", "wsum", "acl", "noacl", "fhsm_sec"),
+        *("shwh", "noshwh", "sum", "nosum", "wsum", "fhsm_sec"),
         # tuning and messages
         *("rdcache", "rdblk", "rdhash", "warn_perm", "nowarn_perm", "debug", "delete", "imap"),
         *("verbose", "v", "noverbose", "quiet", "q", "silent", "droplvl", "ephemeral"),
-        # overlay's spelling
-        *("lowerdir", "upperdir", "workdir", "redirect_dir", "index", "xino_auto", "metacopy"),
-        *("userxattr", "nfs_export"),
+        # of overlay mounts, as long as there is no lowerdir
+        *("redirect_dir", "index", "xino_auto", "metacopy", "userxattr", "nfs_export"),
         # the kernel's
         *("context", "fscontext", "defcontext", "rootcontext", "allow_root"),
     )
@@ -220,6 +206,7 @@ _KNOWN: Final = sorted(
         *_NOT_YET,
         *_POLICIES_NOT_YET,
         *("br", "dirs", "udba", "xino", "profile", "log", "fsname"),
+        *("lowerdir", "upperdir", "workdir"),
     }
 )
 
@@ -230,18 +217,25 @@ _KNOWN: Final = sorted(
 def parse_options(texts: Sequence[bytes], warn: Warn) -> MountOptions:
     """Read the arguments of all ``-o`` of one mount.
 
-    texts: each the argument of one ``-o``; together they are read as if joined by commas.
+    texts: each the argument of one ``-o``; together they are read as if joined by commas.  With
+    ``lowerdir=`` among them they are those of an overlay mount.
     warn: called with one line for what is accepted and has no effect.
-    Raises OptionError (aufs.md 1.4, 9).
+    Raises OptionError (aufs.md 1.4, 9; driver.md 4.7).
     """
     words = [word for text in texts for word in split(text, b",") if word]
     profile = AUFS
+    overlay = None
+    if is_overlay(words):
+        words = [word for text in texts for word in split_options(text) if word]
+        profile = OVERLAY
+        overlay = OverlayReader(warn)
     for name, value in map(_name_and_value, words):
         if name == "profile":
             profile = _profile(value)
-    reader = _Reader(profile, warn)
+    reader = _Reader(profile, warn, overlay)
     for word in words:
         reader.take(word)
+    reader.finish()
     _check_branches(reader.branches, profile)
     return replace(default_options(profile, reader.branches), **reader.changes)
 
@@ -252,13 +246,17 @@ class _Reader:
 
     profile: Profile
     warn: Warn
+    overlay: OverlayReader | None = None
     branches: list[BranchSpec] = field(default_factory=list)
     changes: dict[str, Any] = field(default_factory=dict)
     ignored: set[str] = field(default_factory=set)
 
     def take(self, word: bytes) -> None:
         name, value = _name_and_value(word)
-        if word.startswith(_BRANCH_LISTS):
+        changes = None if self.overlay is None else self.overlay.take(name, value)
+        if changes is not None:
+            self.changes.update(changes)
+        elif word.startswith(_BRANCH_LISTS):
             self.branches.extend(_branch_list(value or b"", self.warn))
         elif name in ("br", "dirs"):
             raise OptionError(
@@ -276,10 +274,20 @@ class _Reader:
             self.changes.update(xino=_path(name, value), noxino=False)
         elif name in ("log", "fsname"):
             self.changes[name] = _path(name, value)
-        elif name in _NOT_YET:
-            raise _not_yet(f"option '{name}'")
+        elif name in _NOT_YET and self.overlay is None:
+            raise not_yet(f"option '{name}'")
         elif name != "profile" and name not in _IGNORED_VALUES and not name.startswith("x-"):
             self._unknown(name)
+
+    def finish(self) -> None:
+        """Add the branches of an overlay mount, now that all is known."""
+        if self.overlay is None:
+            return
+        if self.branches:
+            raise OptionError("br: and lowerdir= cannot be mixed", "list all branches with one")
+        read_only = self.changes.get("read_only", False)
+        self.branches, changes = self.overlay.finish(read_only=read_only)
+        self.changes.update(changes)
 
     def _unknown(self, name: str) -> None:
         problem = f"unknown option '{printable(name)}'"
@@ -310,24 +318,19 @@ def _path(name: str, value: bytes | None) -> bytes:
     return unescape(value)
 
 
-def _not_yet(what: str, remedy: str = "leave it out") -> OptionError:
-    return OptionError(f"{what} is not yet supported", remedy)
-
-
 def _profile(value: bytes | None) -> Profile:
     name = _text(value)
-    if name == "overlay":
-        raise _not_yet("profile=overlay", "use profile=aufs or profile=driver")
     if name not in PROFILES:
         raise OptionError(
-            f"unknown profile '{printable(name)}'", "use profile=aufs or profile=driver"
+            f"unknown profile '{printable(name)}'",
+            "use profile=aufs, profile=overlay or profile=driver",
         )
     return PROFILES[name]
 
 
 def _udba(level: str) -> str:
     if level in _UDBA_NOT_YET:
-        raise _not_yet(f"udba={level}", "use udba=reval or udba=none")
+        raise not_yet(f"udba={level}", "use udba=reval or udba=none")
     if level not in ("none", "reval"):
         raise OptionError(f"bad value in udba={printable(level)}", "use udba=reval or udba=none")
     return level
@@ -337,7 +340,7 @@ def _check_policy(name: str, value: str) -> None:
     if value in _DEFAULT_POLICY:
         return
     if value.partition(":")[0] in _POLICIES_NOT_YET[name]:
-        raise _not_yet(f"{name}={printable(value)}", f"use {name}=tdp, the default")
+        raise not_yet(f"{name}={printable(value)}", f"use {name}=tdp, the default")
     raise OptionError(f"bad value in {name}={printable(value)}", f"use {name}=tdp")
 
 
@@ -384,7 +387,7 @@ def _check_branches(branches: Sequence[BranchSpec], profile: Profile) -> None:
         )
     for branch in branches[1:]:
         if branch.permission is not None and branch.permission.access is Access.RW:
-            raise _not_yet(
+            raise not_yet(
                 f"a writable branch that is not the first ({printable(branch.path)}=rw)",
                 "put the one writable branch first and make the others ro",
             )

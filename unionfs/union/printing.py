@@ -54,7 +54,8 @@ def kernel_style_string(options: MountOptions, si: str, *, with_branches: bool =
     order of aufs.  ``dirperm1`` is always there: it is how this filesystem checks permissions.
     The branches come last if asked for; aufs leaves them to the brN files.
     """
-    words = [f"si={si}"]
+    words = ["acl"] if options.acl else []
+    words.append(f"si={si}")
     if options.noxino:
         words.append("noxino")
     if options.udba != "reval":
