@@ -112,6 +112,6 @@ def _give(state: State, claimed: Claim, caller: Caller, mode: int) -> None:
 def _finish(state: State, parent: DirectoryNode, claimed: Claim) -> Entry:
     status = claimed.directory.stat(claimed.name)
     # A file that lay at this inode before may have left the number it was copied up with.
-    state.numbers.drop(status.st_dev, status.st_ino)
     branch = claimed.directory.branch
+    state.numbers.drop(branch.index, status.st_dev, status.st_ino)
     return node_of(state, parent, claimed.name, [(branch, status)])

@@ -132,7 +132,7 @@ def node_of(
         copy = parent_copy(state, parent, branch)
         branch, status, plink = _follow(state, copy, name, branch, status)
     identity = identity_of(status)
-    node = state.nodes.at(identity)
+    node = state.nodes.at(branch, identity)
     if isinstance(node, FileNode) and node.kind != stat.S_IFMT(status.st_mode):
         # The inode serves another file now: somebody works on the branch directly.
         state.nodes.lose_identity(node)
@@ -194,8 +194,8 @@ def _directory_node(
     found: Sequence[tuple[Branch, os.stat_result]],
 ) -> Entry:
     node: DirectoryNode | None = None
-    for _, status in found:
-        known = state.nodes.at(identity_of(status))
+    for branch, status in found:
+        known = state.nodes.at(branch, identity_of(status))
         if isinstance(known, DirectoryNode) and not known.removed:
             node = known
             break

@@ -159,7 +159,7 @@ def lose_name(
     state.nodes.drop_name(node, parent, name)
     state.nodes.lose_identity(node)
     if node.branch.writable:
-        state.numbers.drop(*node.identity)
+        state.numbers.drop(node.branch.index, *node.identity)
     state.nodes.release(node)
 
 

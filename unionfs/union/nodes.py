@@ -2,8 +2,9 @@
 
 A node is an identity, not a path. A file is the one inode that answers for it on one branch,
 however many names lead there: two nodes for one file would give the kernel two page caches for it,
-and that is how databases are corrupted. A directory is all the directories of one name that are
-merged.
+and that is how databases are corrupted. But one inode that lies on two branches is two files:
+storage that saves space by hard links makes such layers, and a change of one must not show in the
+other. A directory is all the directories of one name that are merged.
 
 Lifetime: a node lives while the kernel remembers it (``lookups``), while it is open (``handles``)
 or while a living node names it as its parent (``children``). Then it is gone, and memory with it.
@@ -153,7 +154,7 @@ class NodeTable:
         self.numbers = numbers
         self.on_release: Callable[[DirectoryNode], None] = lambda _: None
         self._by_number: dict[int, FileNode | DirectoryNode] = {}
-        self._by_identity: dict[Identity, FileNode | DirectoryNode] = {}
+        self._by_place: dict[tuple[int, Identity], FileNode | DirectoryNode] = {}
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -165,9 +166,9 @@ class NodeTable:
         """Return the node with this number."""
         return self._by_number.get(number)
 
-    def at(self, identity: Identity) -> FileNode | DirectoryNode | None:
-        """Return the node that the object at this place belongs to."""
-        return self._by_identity.get(identity)
+    def at(self, branch: Branch, identity: Identity) -> FileNode | DirectoryNode | None:
+        """Return the node that the object at this place of a branch belongs to."""
+        return self._by_place.get((branch.index, identity))
 
     def add_root(self, copies: list[Copy], number: int) -> DirectoryNode:
         """Create the root."""
@@ -175,56 +176,53 @@ class NodeTable:
         root.lookups = 1
         self._by_number[number] = root
         for copy in copies:
-            self._by_identity[copy.identity] = root
+            self._by_place[copy.branch.index, copy.identity] = root
         return root
 
-    def new_number(self, identity: Identity) -> int:
+    def new_number(self, branch: Branch, identity: Identity) -> int:
         """Return the number for an object that has no node yet."""
-        return self.numbers.number(*identity, self._by_number.__contains__)
+        return self.numbers.number(branch.index, *identity, self._by_number.__contains__)
 
     def add_file(self, branch: Branch, status: os.stat_result) -> FileNode:
         """Create the node of a file."""
         identity = (status.st_dev, status.st_ino)
-        node = FileNode(self.new_number(identity), branch, status)
+        node = FileNode(self.new_number(branch, identity), branch, status)
         self._by_number[node.number] = node
-        self._by_identity[identity] = node
+        self._by_place[branch.index, identity] = node
         return node
 
     def add_directory(
         self, parent: DirectoryNode, name: bytes, copies: list[Copy]
     ) -> DirectoryNode:
         """Create the node of a merged directory."""
-        node = DirectoryNode(self.new_number(copies[0].identity), parent, name, copies)
+        top = copies[0]
+        node = DirectoryNode(self.new_number(top.branch, top.identity), parent, name, copies)
         parent.children += 1
         self._by_number[node.number] = node
         for copy in copies:
-            self._by_identity[copy.identity] = node
+            self._by_place[copy.branch.index, copy.identity] = node
         return node
 
     def move_file(self, node: FileNode, branch: Branch, identity: Identity) -> None:
         """Let a node stand for another inode from now on: it was copied up."""
-        if self._by_identity.get(node.identity) is node:
-            del self._by_identity[node.identity]
+        self.lose_identity(node)
         node.branch = branch
         node.identity = identity
-        self._by_identity[identity] = node
-        self.numbers.record(*identity, node.number)
+        self._by_place[branch.index, identity] = node
+        self.numbers.record(branch.index, *identity, node.number)
 
     def set_copies(self, node: DirectoryNode, copies: list[Copy]) -> None:
         """Let a directory be merged of other copies from now on."""
-        kept = {copy.identity for copy in copies}
-        for copy in node.copies:
-            if copy.identity not in kept and self._by_identity.get(copy.identity) is node:
-                del self._by_identity[copy.identity]
+        self.lose_identity(node)
         node.copies = copies
-        for identity in kept:
-            self._by_identity[identity] = node
+        for copy in copies:
+            self._by_place[copy.branch.index, copy.identity] = node
 
     def add_copy(self, node: DirectoryNode, copy: Copy) -> None:
         """Add a copy made on an upper branch; the number stays."""
         node.copies = [copy, *node.copies]
-        self._by_identity[copy.identity] = node
-        self.numbers.record(*copy.identity, node.number)
+        self._by_place[copy.branch.index, copy.identity] = node
+        self.numbers.record(copy.branch.index, *copy.identity, node.number)
 
     def add_name(self, node: FileNode, parent: DirectoryNode, name: bytes) -> None:
         """Note that a file has been seen under a name, which becomes the last of its names."""
@@ -260,14 +258,14 @@ class NodeTable:
 
     def lose_identity(self, node: FileNode | DirectoryNode) -> None:
         """Stop finding a node by place: the object is gone and its inode may serve another."""
-        identities = (
-            [node.identity]
+        places = (
+            [(node.branch.index, node.identity)]
             if isinstance(node, FileNode)
-            else [copy.identity for copy in node.copies]
+            else [(copy.branch.index, copy.identity) for copy in node.copies]
         )
-        for identity in identities:
-            if self._by_identity.get(identity) is node:
-                del self._by_identity[identity]
+        for place in places:
+            if self._by_place.get(place) is node:
+                del self._by_place[place]
 
     def forget(self, number: int, count: int) -> None:
         """The kernel has forgotten a node ``count`` times."""

@@ -3,7 +3,8 @@
 A number is computed from where the file lies, (filesystem, inode), so it needs no memory and is the
 same after the kernel has forgotten the file. Only what was copied up needs a record, because it
 lies elsewhere now and must keep the number it had: a sparse file, indexed by the new inode number,
-as aufs does with its xino file (aufs.md 4.2). It has no name, so it vanishes with the mount.
+as aufs does with its xino file (aufs.md 4.2). It has no name, so it vanishes with the mount. Each
+branch has its own: one inode on two branches is two files.
 
 The space of 64 bits is cut like this::
 
@@ -49,8 +50,8 @@ class InodeNumbers:
         self._directory_fd = directory_fd
         self._filesystems: dict[int, int] = {}
         self._given_out = _GIVEN_OUT
-        self._files: dict[int, int] = {}
-        self._overflow: dict[tuple[int, int], int] = {}
+        self._files: dict[tuple[int, int], int] = {}
+        self._overflow: dict[tuple[int, int, int], int] = {}
         self._warned = False
 
     def close(self) -> None:
@@ -59,21 +60,23 @@ class InodeNumbers:
             os.close(fd)
         self._files.clear()
 
-    def number(self, device: int, inode: int, taken: Callable[[int], bool]) -> int:
+    def number(
+        self, branch: int, device: int, inode: int, taken: Callable[[int], bool]
+    ) -> int:
         """Return the number of a file that is not known yet.
 
         Args:
-            device, inode: where it lies (``st_dev``, ``st_ino``).
+            branch, device, inode: where it lies: index of the branch, ``st_dev``, ``st_ino``.
             taken: tells whether a number belongs to another live file.
         """
-        number = self.origin(device, inode) or self.computed(device, inode)
+        number = self.origin(branch, device, inode) or self.computed(device, inode)
         if taken(number):
-            # Two files claim one number: a link that copy-up broke, or an inode used again while
+            # Two files claim one number: a link between branches, one that copy-up broke, or an inode used again while
             # the kernel still holds the old file. The newcomer gets a number of its own.
             while taken(number):
                 self._given_out += 1
                 number = self._given_out
-            self.record(device, inode, number)
+            self.record(branch, device, inode, number)
         return number
 
     def computed(self, device: int, inode: int) -> int:
@@ -86,40 +89,40 @@ class InodeNumbers:
             return inode if inode >= _FIRST_NUMBER else 1 << _INODE_BITS | inode
         return filesystem << (_INODE_BITS + 1) | inode
 
-    def origin(self, device: int, inode: int) -> int:
+    def origin(self, branch: int, device: int, inode: int) -> int:
         """Return the recorded number of a copied-up file, or 0."""
         if self._overflow:
-            number = self._overflow.get((device, inode), 0)
+            number = self._overflow.get((branch, device, inode), 0)
             if number:
                 return number
-        fd = self._files.get(device, -1)
+        fd = self._files.get((branch, device), -1)
         if fd < 0 or inode >= _SPARSE_LIMIT:
             return 0
         data = os.pread(fd, _RECORD.size, inode * _RECORD.size)
         return int(_RECORD.unpack(data)[0]) if len(data) == _RECORD.size else 0
 
-    def record(self, device: int, inode: int, number: int) -> None:
-        """Remember that the file at (device, inode) has ``number``."""
+    def record(self, branch: int, device: int, inode: int, number: int) -> None:
+        """Remember that the file at (branch, device, inode) has ``number``."""
         if number == self.computed(device, inode):
-            self.drop(device, inode)
+            self.drop(branch, device, inode)
             return
-        if inode < _SPARSE_LIMIT and self._write(device, inode, number):
+        if inode < _SPARSE_LIMIT and self._write(branch, device, inode, number):
             return
-        self._overflow[device, inode] = number
+        self._overflow[branch, device, inode] = number
 
-    def drop(self, device: int, inode: int) -> None:
+    def drop(self, branch: int, device: int, inode: int) -> None:
         """Forget a record: the file is gone, and its inode may serve another."""
-        self._overflow.pop((device, inode), None)
-        if self.origin(device, inode):
-            self._write(device, inode, 0)
+        self._overflow.pop((branch, device, inode), None)
+        if self.origin(branch, device, inode):
+            self._write(branch, device, inode, 0)
 
-    def _write(self, device: int, inode: int, number: int) -> bool:
+    def _write(self, branch: int, device: int, inode: int, number: int) -> bool:
         try:
-            fd = self._files.get(device, -1)
+            fd = self._files.get((branch, device), -1)
             if fd < 0:
                 if self._directory_fd < 0:
                     return False
-                fd = self._files[device] = _nameless_file(self._directory_fd)
+                fd = self._files[branch, device] = _nameless_file(self._directory_fd)
             os.pwrite(fd, _RECORD.pack(number), inode * _RECORD.size)
         except OSError as error:
             if not self._warned:

@@ -131,5 +131,5 @@ def forget_directory(state: State, node: DirectoryNode) -> None:
     for copy in node.copies:
         state.directories.close(copy)
         if copy.branch.writable:
-            state.numbers.drop(*copy.identity)
+            state.numbers.drop(copy.branch.index, *copy.identity)
     state.nodes.release(node)
