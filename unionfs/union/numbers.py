@@ -60,9 +60,7 @@ class InodeNumbers:
             os.close(fd)
         self._files.clear()
 
-    def number(
-        self, branch: int, device: int, inode: int, taken: Callable[[int], bool]
-    ) -> int:
+    def number(self, branch: int, device: int, inode: int, taken: Callable[[int], bool]) -> int:
         """Return the number of a file that is not known yet.
 
         Args:
@@ -71,8 +69,9 @@ class InodeNumbers:
         """
         number = self.origin(branch, device, inode) or self.computed(device, inode)
         if taken(number):
-            # Two files claim one number: a link between branches, one that copy-up broke, or an inode used again while
-            # the kernel still holds the old file. The newcomer gets a number of its own.
+            # Two files claim one number: a link between branches, one that copy-up broke, or an
+            # inode used again while the kernel still holds the old file. The newcomer gets a
+            # number of its own.
             while taken(number):
                 self._given_out += 1
                 number = self._given_out
