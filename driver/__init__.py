@@ -16,7 +16,7 @@ The interface is that of Docker's AUFS graph driver in Python (driver.md part 2)
 """
 
 from driver.diff import DiffStream
-from driver.driver import Driver, NotYetError, init
+from driver.driver import Driver, init
 from driver.errors import (
     ArchiveError,
     AufsNestedError,
@@ -65,7 +65,6 @@ __all__ = [
     "LayerExistsError",
     "LayerNotFoundError",
     "MountError",
-    "NotYetError",
     "StorageOptNotSupportedError",
     "init",
     "unmount",

@@ -25,13 +25,14 @@ from dataclasses import dataclass
 from driver import mounts, mounttable
 from driver.archive import apply_layer, layer_chunks, unpack_layer
 from driver.archive.reader import Readable
+from driver.archive.whiteouts import PREFIX as WHITEOUT_PREFIX
 from driver.backing import backing_name
 from driver.beneath import open_root
 from driver.changes import layer_changes
 from driver.compare import changed_size, tree_changes
 from driver.counter import LayerLocks, UseCounter
 from driver.diff import DiffStream
-from driver.errors import DriverError, LayerNotFoundError, StorageOptNotSupportedError
+from driver.errors import LayerNotFoundError, StorageOptNotSupportedError
 from driver.getter import FileGetter
 from driver.idmap import IdentityMapping
 from driver.mounttable import MountState
@@ -39,13 +40,9 @@ from driver.plinks import lent_directories, pseudo_links
 from driver.size import branch_size
 from driver.store import Store
 from driver.support import check_support
-from driver.values import Capabilities, Change, CreateOpts
+from driver.values import Capabilities, Change, ChangeKind, CreateOpts
 
 _log = logging.getLogger(__name__)
-
-
-class NotYetError(DriverError, NotImplementedError):
-    """Something that this version cannot do yet; the text says what to do instead."""
 
 
 NAME = "aufs"
@@ -261,23 +258,19 @@ class Driver:
         """Return what the layer changes relative to ``parent`` as an uncompressed tar.
 
         Args:
-            parent: the layer's own parent; or the empty string for everything the layer shows.
+            parent: the layer's own parent; any other layer, with which it is compared; or the empty
+                string for everything the layer shows.
 
         Returns:
             A stream to be closed; closing it early is fine.
 
         Raises:
-            LayerNotFoundError, OSError; NotYetError for any other parent.
+            LayerNotFoundError, MountError, OSError.
         """
         chain = self._store.chain(id)
         if _is_parent(chain, parent):
             return self._branch_stream(id, chain)
-        if parent:
-            raise NotYetError(
-                f"the diff of {id} relative to {parent}, which is not its parent, is not yet"
-                f" supported: use its parent {chain[0]}, or no parent for the whole tree"
-            )
-        return self._union_stream(id)
+        return self._compared_stream(id, parent) if parent else self._union_stream(id)
 
     def changes(self, id: str, parent: str = "") -> list[Change]:
         """Return what the layer changes relative to ``parent`` (driver.md 1.8).
@@ -421,6 +414,29 @@ class Driver:
             return DiffStream(chunk for chunk in (_EMPTY_ARCHIVE,))
         chunks = layer_chunks(root, self._id_map, extra_links=links, extra_directories=lent)
         return DiffStream(chunks, lambda: os.close(root))
+
+    def _compared_stream(self, id: str, parent: str) -> DiffStream:
+        """Export what a comparison of the two mounted layers finds (driver.md 1.8, naive)."""
+        with ExitStack() as held:
+            root = held.enter_context(self._open_union(id))
+            with self._open_union(parent) as old:
+                found = tree_changes(root, old)
+            whiteouts = []
+            wanted = set()
+            for path, kind in found:
+                relative = os.fsencode(path).removeprefix(b"/")
+                if kind is ChangeKind.DELETE:
+                    directory, slash, name = relative.rpartition(b"/")
+                    relative = directory + slash + WHITEOUT_PREFIX + name
+                    whiteouts.append(relative)
+                wanted.add(relative)
+            chunks = layer_chunks(
+                root,
+                self._id_map,
+                exclude=lambda path: path not in wanted,
+                extra_whiteouts=whiteouts,
+            )
+            return DiffStream(chunks, held.pop_all().close)
 
     def _union_stream(self, id: str) -> DiffStream:
         with ExitStack() as held:

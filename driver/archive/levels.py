@@ -1,8 +1,9 @@
 """Two trees walked as one: what a branch has, and names that were given besides (driver.md 7.2).
 
-The names given are those of pseudo-links, and directories to find them in. Both trees are taken
-level by level, and the names of a level come in the order of their bytes, whichever tree they are
-from; that is what puts a given name at the place where it would stand if it lay in the branch.
+The names given are those of pseudo-links, directories to find them in, and whiteouts. Both trees
+are taken level by level, and the names of a level come in the order of their bytes, whichever tree
+they are from; that is what puts a given name at the place where it would stand if it lay in the
+branch.
 """
 
 import os
@@ -15,16 +16,19 @@ ExtraLink = tuple[int, int, bytes]
 class Extra:
     """A name that was given, or a directory on the way to one."""
 
-    __slots__ = ("children", "link", "status")
+    __slots__ = ("children", "link", "status", "whiteout")
 
     def __init__(self) -> None:
+        self.whiteout = False
         self.link: ExtraLink | None = None
         self.status: os.stat_result | None = None
         self.children: dict[bytes, Extra] = {}
 
 
 def plant(
-    links: Mapping[bytes, ExtraLink], directories: Mapping[bytes, os.stat_result]
+    links: Mapping[bytes, ExtraLink],
+    directories: Mapping[bytes, os.stat_result],
+    whiteouts: Iterable[bytes] = (),
 ) -> dict[bytes, Extra]:
     """Arrange the extra names as a tree."""
     top = Extra()
@@ -39,6 +43,8 @@ def plant(
         node(path).link = link
     for path, status in directories.items():
         node(path).status = status
+    for path in whiteouts:
+        node(path).whiteout = True
     return top.children
 
 

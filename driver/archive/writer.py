@@ -4,12 +4,13 @@ The tree is walked in pre-order, the names of a directory in the order of their 
 branch always gives the same archive. It is walked by descriptor: a file that turns into a
 symbolic link while it is looked at is left out, not followed (podman, CVE-2023-0778).
 
-Two kinds of name are there without lying in the tree at their place:
+Three kinds of name are there without lying in the tree at their place:
 
 * names of *pseudo-links*: a file that lower branches know by several names, copied up under one of
   them. The others are given to the writer, and come out as hard links where the order puts them.
 * the *directories* such names lie in, if the branch does not have them. They are written when
   their attributes are given; else the reader will make them up.
+* *whiteouts* of what a comparison of two trees found missing.
 
 What cannot be read is logged and left out. An archive is never misaligned: a file's header and
 its content always agree, and where that becomes impossible, because a large file shrank while it
@@ -20,7 +21,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from driver.archive import members, whiteouts
@@ -72,6 +73,7 @@ def layer_chunks(
     exclude: Callable[[bytes], bool] = is_private,
     extra_links: Mapping[bytes, ExtraLink] | None = None,
     extra_directories: Mapping[bytes, os.stat_result] | None = None,
+    extra_whiteouts: Iterable[bytes] = (),
     attributes: AttributeFilter = layer_attributes,
 ) -> Pieces:
     """Produce a branch as a tar; closing the generator stops the walk.
@@ -85,6 +87,7 @@ def layer_chunks(
         extra_links: further names, relative to the root, of files of the branch. A name that the
             branch has itself is not written twice.
         extra_directories: attributes of directories that only those names need.
+        extra_whiteouts: paths of whiteouts that are to be written, ``dir/.wh.name``.
         attributes: tells by its name which extended attribute is written.
 
     Yields:
@@ -101,7 +104,7 @@ def layer_chunks(
                 fd,
                 IdentityMapping() if id_map is None else id_map,
                 exclude,
-                plant(extra_links or {}, extra_directories or {}),
+                plant(extra_links or {}, extra_directories or {}, extra_whiteouts),
                 attributes,
             )
             yield from _gather(writer.tree())
@@ -190,8 +193,9 @@ class _Writer:
                 path = level.prefix + name
                 if self._exclude(path):
                     continue
-                status = _status(at.fd, name) if level.real else None
                 extra = level.extras.get(name)
+                given = extra is not None and extra.whiteout  # a mounted union refuses its name
+                status = _status(at.fd, name) if level.real and not given else None
                 children = {} if extra is None else extra.children
                 if status is not None:
                     yield from self._guarded(path, self._real(at.fd, name, path, status))
@@ -237,6 +241,9 @@ class _Writer:
 
     def _given(self, path: bytes, extra: Extra) -> Pieces:
         """Produce a name that was handed in."""
+        if extra.whiteout:
+            yield Member(path, members.FILE, mode=_WHITEOUT_MODE).encode()
+            return
         if extra.link is None:
             if extra.status is not None:
                 yield self._member(path, extra.status, members.DIRECTORY).encode()

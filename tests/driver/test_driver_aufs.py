@@ -365,10 +365,35 @@ def test_a_foreign_parent_of_a_bottom_layer(stacked: Driver) -> None:
     assert [str(change) for change in stacked.changes("1", "2")] == ["A /file"]
 
 
-def test_other_parents_are_not_yet(stacked: Driver) -> None:
+def test_diff_relative_to_a_grandparent(stacked: Driver, using: Using) -> None:
+    with using("1") as root:
+        (root / "dir").mkdir()
+        (root / "dir" / "gone").write_text("x")
+        (root / "dir" / "kept").write_text("k")
+        (root / "kind").mkdir()
+        (root / "kind" / "inside").write_text("i")
+    with using("2") as root:
+        (root / "dir" / "gone").unlink()
+        (root / "second").write_text("2")
     stacked.create("3", "2")
-    with pytest.raises(driver.NotYetError, match="not yet"):
-        stacked.diff("3", "1")
+    with using("3") as root:
+        (root / "kind" / "inside").unlink()
+        (root / "kind").rmdir()
+        (root / "kind").write_text("a file now")
+        (root / "new").mkdir()
+        (root / "new" / "a").write_text("a")
+        os.link(root / "new" / "a", root / "new" / "b")
+    with stacked.diff("3", "1") as stream:
+        tar = stream.read()
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        members = {member.name: member for member in archive}
+    assert list(members) == ["dir", "dir/.wh.gone", "kind", "new", "new/a", "new/b", "second"]
+    assert members["new/b"].linkname == "new/a"
+    assert members["kind"].isreg()
+    stacked.create("4", "1")
+    stacked.apply_diff("4", "1", io.BytesIO(tar))
+    assert stacked.changes("4", "3") == []
+    assert not mounttable.mounts_below(stacked.root)
 
 
 def test_apply_relative_to_another_layer(stacked: Driver, using: Using) -> None:
