@@ -90,6 +90,12 @@ class Union:
         self._tmpfs.append(path)
         return path
 
+    def detach(self, name: str) -> None:
+        """Unmount a branch that ``tmpfs`` has mounted, although it is in use."""
+        path = self.branch(name)
+        subprocess.run(["umount", "-l", path], check=True)
+        self._tmpfs.remove(path)
+
     # the daemon
 
     def start(self, *layout: str, options: str = "") -> Path:
@@ -137,7 +143,7 @@ class Union:
             ["umount", self.mount], capture_output=True, text=True, timeout=_PATIENCE_S, check=False
         )
         assert done.returncode == 0, f"umount failed: {done.stderr}"
-        status = self._wait()
+        status = self.wait()
         assert status == 0, f"the daemon ended with status {status}"
         assert not list(self.state.iterdir()), "the state folder was left behind"
 
@@ -173,15 +179,15 @@ class Union:
     def kill(self) -> None:
         """Kill the daemon as a crash would, and clear the dead mount away."""
         os.kill(self.pid, signal.SIGKILL)
-        assert self._wait() == -signal.SIGKILL
+        assert self.wait() == -signal.SIGKILL
         subprocess.run(["umount", self.mount], check=True, timeout=_PATIENCE_S)
         for folder in self.state.iterdir():
             for path in folder.iterdir():
                 path.unlink()
             folder.rmdir()
 
-    def _wait(self) -> int:
-        """Wait for the daemon; returns its exit status, negative for a signal."""
+    def wait(self) -> int:
+        """Wait for the end of the daemon; returns its exit status, negative for a signal."""
         fd = os.pidfd_open(self.pid)
         try:
             ready, _, _ = select.select([fd], [], [], _PATIENCE_S)

@@ -1,8 +1,8 @@
 """A plain directory as the oracle: what a program sees in a union, it would see there too.
 
-A scenario is a function that gets a directory, does something in it, and returns what it saw (results,
-attributes, errnos by their symbols). It is run four times, in a plain directory and in three of the
-union, which hold the same things but keep them in different places:
+A scenario is a function that gets a directory, does something in it, and returns what it saw:
+results, attributes, errnos by their symbols. It is run four times, in a plain directory and in
+three of the union, which hold the same things but keep them in different places:
 
     lower   everything on the read-only branch
     upper   everything on the writable branch

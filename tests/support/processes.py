@@ -93,11 +93,19 @@ def as_user(
     return in_child(run)
 
 
-def in_user_namespace(action: Callable[[Path], T], *, uid: int = 1000) -> T:
-    """Run ``action(place)`` as root of a user namespace that the plain user ``uid`` has made.
+def in_user_namespace(
+    action: Callable[[Path], T],
+    *,
+    uid: int = 1000,
+    prepare: Callable[[Path], object] | None = None,
+    namespace: bool = True,
+) -> T:
+    """Run ``action(home)`` as root of a user namespace that the plain user ``uid`` has made.
 
-    place: an empty directory on a private tmpfs that belongs to that user. /dev/fuse is usable
-    there whatever its mode on the host, which is not touched: the mounts are the child's own.
+    home: an empty directory that belongs to that user, on a private tmpfs at /mnt. /dev/fuse is
+    usable there whatever its mode on the host, which is not touched: the mounts are the child's.
+    prepare: called with /mnt, as the real root, before.
+    namespace: without, ``action`` runs as that plain user.
     """
     place = Path("/mnt")
 
@@ -112,10 +120,14 @@ def in_user_namespace(action: Callable[[Path], T], *, uid: int = 1000) -> T:
         home = place / "home"
         home.mkdir()
         os.chown(home, uid, uid)
+        if prepare is not None:
+            prepare(place)
         os.chdir(home)
         os.setgroups(())
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
+        if not namespace:
+            return action(home)
         # A process that has changed its ids may not write its own maps otherwise.
         _checked(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0))
         _checked(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS))

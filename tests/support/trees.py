@@ -184,7 +184,7 @@ def _seen(path: Path, status: os.stat_result, names: list[str]) -> Seen:
 
 def digest(path: Path) -> bytes:
     """Return a digest of a file's content; of a large one, of its first and last MiB."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size
         parts = [(0, size)] if size <= _WHOLE else [(0, _END), (size - _END, _END)]
