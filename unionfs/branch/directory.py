@@ -64,7 +64,14 @@ class Directory:
 
     def close(self) -> None:
         """Give the descriptor back."""
-        os.close(self.fd)
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        # Whoever still uses a directory that the cache has dropped keeps it open by that.
+        if getattr(self, "fd", -1) >= 0:
+            self.close()
 
     def status(self) -> os.stat_result:
         """Return the attributes of the directory itself."""

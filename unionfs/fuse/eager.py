@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
+_GONE: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL
 _TURNS: Final = 32  # requests between two turns of the event loop
 
 
@@ -35,9 +36,13 @@ class Turnstile:
 
     Args:
         device: the FUSE descriptor.
+
+    Attributes:
+        on_gone: called when the kernel has closed the connection, perhaps more than once.
     """
 
     def __init__(self, device: int) -> None:
+        self.on_gone: Callable[[], None] = lambda: None
         self._device = device
         self._poll = select.poll()
         self._poll.register(device, select.POLLIN)
@@ -66,6 +71,8 @@ class Turnstile:
             await worker(*args)
         finally:
             self._waiting.unpark_all()
+            if any(events & _GONE for _, events in self._poll.poll(0)):
+                self.on_gone()
 
     def let_another_in(self) -> None:
         """Let another task take requests: the caller is going to wait for something else."""

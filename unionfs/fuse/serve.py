@@ -172,6 +172,7 @@ async def _serve_requests(
         pyfuse3.init(operations, f"/dev/fd/{device}", set())
         turnstile = take_requests_eagerly(device)
         operations.before_waiting = turnstile.let_another_in
+        turnstile.on_gone = union.cancel
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_unmount_on_signal, mountpoint, signals)
@@ -180,7 +181,7 @@ async def _serve_requests(
                 gc.collect()
                 gc.freeze()
                 await pyfuse3.main()
-                union.state.cancelled = True
+                union.cancel()
                 nursery.cancel_scope.cancel()
         finally:
             pyfuse3.close(unmount=False)

@@ -16,12 +16,12 @@ import logging
 import os
 import stat
 from dataclasses import dataclass
-from errno import EDQUOT, ENODATA, ENOENT, ENOMEM, EOPNOTSUPP, EPERM
+from errno import EDQUOT, EIO, ENODATA, ENOENT, ENOMEM, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING, Final
 
 from unionfs import syscalls
 from unionfs.branch.forms import is_mark_xattr
-from unionfs.union.data import copy_content
+from unionfs.union.data import CancelledError, copy_content
 from unionfs.union.lookup import locate, nlink_of, node_of, resolve
 from unionfs.union.nodes import Copy, DirectoryNode, FileNode, identity_of
 from unionfs.union.operation import Job, Latch, Operation
@@ -140,6 +140,8 @@ def _copy_file(
                     directory.pinned(work.temporary) as copy,
                 ):
                     _dress(state, original, copy, status, (node.branch, target))
+        if state.cancelled:
+            raise CancelledError(EIO, "given up: the union is being unmounted")
         _publish(state, node, target, work, fd, status)
     except BaseException:
         work.discard()

@@ -66,9 +66,13 @@ class Union:
         if self.state.writable is not None:
             self.state.writable.prepare(plink=self.state.rules.plink)
 
+    def cancel(self) -> None:
+        """Give up the copy-ups that are running: nobody waits for them any more."""
+        self.state.cancelled = True
+
     def close(self) -> None:
         """Give all descriptors back; the union cannot be used afterwards."""
-        self.state.cancelled = True
+        self.cancel()
         self.state.close()
 
     def take_background(self) -> list[Job]:

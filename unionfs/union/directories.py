@@ -1,5 +1,8 @@
 """Open directories of the branches: the most recently used stay open, the rest are re-opened.
 
+A directory that is dropped here stays open for as long as an operation holds the object: it closes
+itself when nobody does any more.
+
 A union of many layers has more directories than a process may have descriptors. Each open directory
 is checked against the identity that its node remembers, so a directory that somebody exchanged on a
 branch is noticed and answered with ESTALE, upon which the kernel looks the path up again.
@@ -9,15 +12,14 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from errno import ELOOP, ENOENT, ENOTDIR, ESTALE
+from errno import ELOOP, EMFILE, ENFILE, ENOENT, ENOTDIR, ESTALE
 from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
     from unionfs.branch import Directory, WritableDirectory
     from unionfs.union.nodes import Copy, DirectoryNode
 
-# An operation holds at most four directories at a time; far more than that must fit.
-MINIMUM: Final = 64
+MINIMUM: Final = 64  # fewer than that would be re-opened all the time
 
 
 class OpenDirectories:
@@ -36,7 +38,7 @@ class OpenDirectories:
         return len(self._open)
 
     def get(self, node: DirectoryNode, copy: Copy) -> Directory:
-        """Return an open directory, valid until the operation ends.
+        """Return an open directory.
 
         Raises:
             OSError: ``ESTALE`` when the directory is not where it was.
@@ -51,32 +53,35 @@ class OpenDirectories:
         directory = self._reopen(node, copy)
         self._open[key] = directory
         if len(self._open) > self.limit:
-            self._open.popitem(last=False)[1].close()
+            self._open.popitem(last=False)
         return directory
+
+    def make_room(self) -> bool:
+        """Close half of the directories: descriptors have run out. False when there are none."""
+        count = (len(self._open) + 1) // 2
+        for _ in range(count):
+            self._open.popitem(last=False)
+        return count > 0
 
     def writable(self, node: DirectoryNode, copy: Copy) -> WritableDirectory:
         """Return an open directory of a writable branch."""
         return cast("WritableDirectory", self.get(node, copy))
 
     def close(self, copy: Copy) -> None:
-        """Close a directory that has been removed."""
-        directory = self._open.pop(copy.identity, None)
-        if directory is not None:
-            directory.close()
+        """Drop a directory that has been removed or forgotten."""
+        self._open.pop(copy.identity, None)
 
     def close_all(self) -> None:
-        """Close everything."""
-        for directory in self._open.values():
-            directory.close()
+        """Drop everything."""
         self._open.clear()
 
     def _reopen(self, node: DirectoryNode, copy: Copy) -> Directory:
         self.reopened += 1
         try:
-            directory = self._open_below_parent(node, copy)
-            if directory is None:
-                directory = copy.branch.open_directory(node.path())
+            directory = self._open_again(node, copy)
         except OSError as error:
+            if error.errno in (EMFILE, ENFILE) and self.make_room():
+                return self._reopen(node, copy)
             if error.errno in (ENOENT, ENOTDIR, ELOOP):
                 raise OSError(ESTALE, "the directory is not where it was") from error
             raise
@@ -85,6 +90,10 @@ class OpenDirectories:
             directory.close()
             raise OSError(ESTALE, "another directory has taken the place")
         return directory
+
+    def _open_again(self, node: DirectoryNode, copy: Copy) -> Directory:
+        directory = self._open_below_parent(node, copy)
+        return directory or copy.branch.open_directory(node.path())
 
     def _open_below_parent(self, node: DirectoryNode, copy: Copy) -> Directory | None:
         """Open through the parent's descriptor where that is at hand."""

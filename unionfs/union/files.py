@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from errno import EAGAIN, EBADF, EINVAL, EOPNOTSUPP
+from errno import EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, EOPNOTSUPP
 from typing import TYPE_CHECKING, Final
 
 from unionfs.union.copyup import copy_up
@@ -105,14 +105,22 @@ def _ensure_open(state: State, node: FileNode, *, writable: bool) -> None:
     if node.fd >= 0 and (node.fd_writable or not writable):
         return
     flags = os.O_RDWR if writable else os.O_RDONLY
-    if node.fd >= 0 and node.unlinked:
-        fd = os.open(b"/proc/self/fd/%d" % node.fd, flags | os.O_CLOEXEC)
-    else:
-        directory, name, _ = locate(state, node)
-        fd = directory.open_file(name, flags)
+    try:
+        fd = _open_again(state, node, flags)
+    except OSError as error:
+        if error.errno not in (EMFILE, ENFILE) or not state.directories.make_room():
+            raise
+        fd = _open_again(state, node, flags)
     if node.fd >= 0:
         os.close(node.fd)
     node.fd, node.fd_writable = fd, writable
+
+
+def _open_again(state: State, node: FileNode, flags: int) -> int:
+    if node.fd >= 0 and node.unlinked:
+        return os.open(b"/proc/self/fd/%d" % node.fd, flags | os.O_CLOEXEC)
+    directory, name, _ = locate(state, node)
+    return directory.open_file(name, flags)
 
 
 def release(state: State, handle: FileHandle) -> None:

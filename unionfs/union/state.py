@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import resource
 from dataclasses import dataclass, field
-from errno import EINVAL, ENAMETOOLONG, ENOENT, EPERM, EROFS
+from errno import EINVAL, EMFILE, ENAMETOOLONG, ENOENT, EPERM, EROFS
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from unionfs.branch import Branch, WritableBranch, WritableDirectory
+from unionfs.branch import Branch, BranchError, WritableBranch, WritableDirectory
 from unionfs.branch.forms import NAME_LIMIT, WHITEOUT_PREFIX
-from unionfs.union.directories import OpenDirectories
+from unionfs.union.directories import MINIMUM, OpenDirectories
 from unionfs.union.idmap import IdMapping
 from unionfs.union.nodes import Copy, DirectoryNode, FileNode, NodeTable
 from unionfs.union.numbers import ROOT_NUMBER, InodeNumbers
@@ -88,7 +88,15 @@ class State:
         self.numbers = InodeNumbers(self.writable.root.fd if self.writable else -1)
         self.nodes = NodeTable(self.numbers)
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.directories = OpenDirectories(min((soft - len(self.branches)) // 2, _OPEN_AT_MOST))
+        # Each branch takes a descriptor for its root and one for its pseudo-links.
+        free = soft - 2 * len(self.branches)
+        if free < 2 * MINIMUM:
+            raise BranchError(
+                EMFILE,
+                f"{len(self.branches)} branches need more than the {soft} descriptors that this "
+                "process may have (EMFILE): raise the limit with ulimit -n",
+            )
+        self.directories = OpenDirectories(min(free // 2, _OPEN_AT_MOST))
         self.nodes.on_release = self._close_directories
         self.plinks = PseudoLinks(self.branches if rules.plink else [])
         self.root = self.nodes.add_root(self._root_copies(), ROOT_NUMBER)
