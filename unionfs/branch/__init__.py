@@ -1,7 +1,7 @@
 """One branch: its permission, its root descriptor, and the forms in which deletions are written."""
 
 from unionfs.branch.branch import Branch, WritableBranch
-from unionfs.branch.directory import Directory, WritableDirectory
+from unionfs.branch.directory import Directory, MountedOver, WritableDirectory
 from unionfs.branch.errors import BranchError
 from unionfs.branch.opening import open_branches
 
@@ -9,6 +9,7 @@ __all__ = [
     "Branch",
     "BranchError",
     "Directory",
+    "MountedOver",
     "WritableBranch",
     "WritableDirectory",
     "open_branches",

@@ -14,6 +14,7 @@ import contextlib
 import os
 import stat
 from errno import (
+    EBUSY,
     EEXIST,
     EIO,
     ELOOP,
@@ -203,6 +204,53 @@ class Directory:
     def get_xattr(self, name: bytes, key: bytes) -> bytes:
         """Read one extended attribute of an entry."""
         return syscalls.getxattr_at(self.fd, name, key)
+
+
+class MountedOver(Directory):
+    """A directory of a branch that something else is mounted on: it shows as empty.
+
+    Where the daemon may, a branch is opened without the mounts on it, and this does not occur. Else
+    what lies below such a mount cannot be reached, and what is mounted is no part of the branch.
+
+    Args:
+        status: the attributes that its name has.
+    """
+
+    __slots__ = ("_seen",)
+
+    def __init__(self, branch: Branch, status: os.stat_result) -> None:
+        super().__init__(branch, -1)
+        self._seen = status
+
+    def status(self) -> os.stat_result:
+        """Return what is known of it."""
+        return self._seen
+
+    def find(self, name: bytes) -> os.stat_result | None:
+        """Nothing is in it."""
+        return None
+
+    def hides(self, name: bytes) -> bool:
+        """Nothing is in it."""
+        return False
+
+    def is_opaque(self, name: bytes | None = None) -> bool:
+        """Nothing is in it."""
+        return False
+
+    def has_xattr_whiteouts(self) -> bool:
+        """Nothing is in it."""
+        return False
+
+    def scan(self) -> Iterator[os.DirEntry[str]]:
+        """Nothing is in it."""
+        return iter(())
+
+    @contextlib.contextmanager
+    def pinned(self, name: bytes) -> Iterator[bytes]:
+        """Refuse: there is nothing to hold, and so nothing to copy up."""
+        raise OSError(EBUSY, "something is mounted on the directory, on its branch", name)
+        yield b""  # what makes this a generator
 
 
 class WritableDirectory(Directory):

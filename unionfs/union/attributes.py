@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from errno import EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING, Final
 
+from unionfs.branch import MountedOver
 from unionfs.branch.forms import is_mark_xattr
 from unionfs.union.copyup import copy_up, copy_up_directory
 from unionfs.union.lookup import getattr_, locate
@@ -169,7 +170,10 @@ def _reach(state: State, node: FileNode | DirectoryNode, use: Callable[[bytes], 
     if isinstance(node, DirectoryNode):
         if node.removed:
             raise OSError(ENODATA, "the directory has been removed")
-        return use(_pinned(state.directories.get(node, node.copies[0]).fd))
+        directory = state.directories.get(node, node.copies[0])
+        if isinstance(directory, MountedOver):
+            raise OSError(ENODATA, "something is mounted on the directory, on its branch")
+        return use(_pinned(directory.fd))
     if node.fd >= 0:
         return use(_pinned(node.fd))
     if node.last is not None:

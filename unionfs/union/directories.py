@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from errno import ELOOP, EMFILE, ENFILE, ENOENT, ENOTDIR, ESTALE
+from errno import EBUSY, ELOOP, EMFILE, ENFILE, ENOENT, ENOTDIR, ESTALE, EXDEV
 from typing import TYPE_CHECKING, Final, cast
+
+from unionfs.branch import MountedOver
 
 if TYPE_CHECKING:
     from unionfs.branch import Directory, WritableDirectory
@@ -64,8 +66,15 @@ class OpenDirectories:
         return count > 0
 
     def writable(self, node: DirectoryNode, copy: Copy) -> WritableDirectory:
-        """Return an open directory of a writable branch."""
-        return cast("WritableDirectory", self.get(node, copy))
+        """Return an open directory of a writable branch.
+
+        Raises:
+            OSError: ``EBUSY`` when something is mounted on it there, and as :meth:`get`.
+        """
+        directory = self.get(node, copy)
+        if isinstance(directory, MountedOver):
+            raise OSError(EBUSY, "something is mounted on the directory, on its branch")
+        return cast("WritableDirectory", directory)
 
     def close(self, copy: Copy) -> None:
         """Drop a directory that has been removed or forgotten."""
@@ -80,16 +89,29 @@ class OpenDirectories:
         try:
             directory = self._open_again(node, copy)
         except OSError as error:
+            if error.errno == EXDEV:
+                return self._mounted_over(node, copy)
             if error.errno in (EMFILE, ENFILE) and self.make_room():
                 return self._reopen(node, copy)
             if error.errno in (ENOENT, ENOTDIR, ELOOP):
                 raise OSError(ESTALE, "the directory is not where it was") from error
             raise
+        if isinstance(directory, MountedOver):
+            return directory
         status = os.fstat(directory.fd)
         if (status.st_dev, status.st_ino) != copy.identity:
             directory.close()
             raise OSError(ESTALE, "another directory has taken the place")
         return directory
+
+    def _mounted_over(self, node: DirectoryNode, copy: Copy) -> Directory:
+        """Stand in for a directory that is not entered, because something is mounted on it."""
+        for other in node.parent.copies:
+            if other.branch is copy.branch:
+                status = self.get(node.parent, other).find(node.name)
+                if status is not None:
+                    return MountedOver(copy.branch, status)
+        raise OSError(ESTALE, "the directory is not where it was")
 
     def _open_again(self, node: DirectoryNode, copy: Copy) -> Directory:
         directory = self._open_below_parent(node, copy)
