@@ -14,7 +14,6 @@ import contextlib
 import os
 import stat
 from errno import (
-    EBUSY,
     EEXIST,
     EIO,
     ELOOP,
@@ -245,12 +244,6 @@ class MountedOver(Directory):
     def scan(self) -> Iterator[os.DirEntry[str]]:
         """Nothing is in it."""
         return iter(())
-
-    @contextlib.contextmanager
-    def pinned(self, name: bytes) -> Iterator[bytes]:
-        """Refuse: there is nothing to hold, and so nothing to copy up."""
-        raise OSError(EBUSY, "something is mounted on the directory, on its branch", name)
-        yield b""  # what makes this a generator
 
 
 class WritableDirectory(Directory):

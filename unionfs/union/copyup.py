@@ -16,10 +16,11 @@ import logging
 import os
 import stat
 from dataclasses import dataclass
-from errno import EDQUOT, EIO, ENODATA, ENOENT, ENOMEM, EOPNOTSUPP, EPERM
+from errno import EBUSY, EDQUOT, EIO, ENODATA, ENOENT, ENOMEM, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING, Final
 
 from unionfs import syscalls
+from unionfs.branch import MountedOver
 from unionfs.branch.forms import is_mark_xattr
 from unionfs.union.data import CancelledError, copy_content
 from unionfs.union.lookup import locate, nlink_of, node_of, resolve
@@ -97,6 +98,8 @@ def copy_up_directory(state: State, node: DirectoryNode) -> None:
 def _copy_directory(state: State, node: DirectoryNode, target: WritableBranch) -> None:
     parent = state.writable_directory(node.parent)
     source = state.directories.get(node, node.copies[0])
+    if isinstance(source, MountedOver):
+        raise OSError(EBUSY, "something is mounted on the directory, on its branch", node.name)
     status = source.status()
     with unchanged_times(parent):
         temporary = parent.temporary(node.name)
