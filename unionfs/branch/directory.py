@@ -18,6 +18,7 @@ from errno import (
     EIO,
     ELOOP,
     EMLINK,
+    ENAMETOOLONG,
     ENODATA,
     ENOENT,
     ENOTDIR,
@@ -86,8 +87,8 @@ class Directory:
         try:
             return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except OSError as error:
-            if error.errno in (ENOENT, ENOTDIR):
-                return None
+            if error.errno in (ENOENT, ENOTDIR, ENAMETOOLONG):
+                return None  # also where the filesystem cannot even have such a name
             raise
 
     def hides(self, name: bytes) -> bool:
@@ -96,15 +97,12 @@ class Directory:
         Raises:
             OSError: ``EIO`` when the whiteout is not a regular file (aufs.md 2.1).
         """
-        whiteout = whiteout_of(name)
-        if not os.access(whiteout, os.F_OK, dir_fd=self.fd, follow_symlinks=False):
-            return False
-        return self._is_mark(whiteout)
+        return self._is_mark(whiteout_of(name))
 
     def is_opaque(self, name: bytes | None = None) -> bool:
         """Tell whether lower branches are shut out of this directory, or of its child ``name``."""
         mark = OPAQUE_MARK if name is None else name + b"/" + OPAQUE_MARK
-        if os.access(mark, os.F_OK, dir_fd=self.fd, follow_symlinks=False) and self._is_mark(mark):
+        if self._is_mark(mark):
             return True
         return self.branch.foreign and self._foreign_opaque(b"." if name is None else name) == b"y"
 
@@ -174,18 +172,31 @@ class Directory:
         """Return the text of a symbolic link."""
         return os.readlink(name, dir_fd=self.fd)
 
-    def scan(self) -> Iterator[os.DirEntry[str]]:
+    def scan(self, *, quietly: bool = False) -> Iterator[os.DirEntry[str]]:
         """Yield the entries in the order of the branch's filesystem, ``.`` and ``..`` left out.
 
         Their names are ``str`` (``scandir`` of a descriptor knows no other); ``os.fsencode`` gives
         the bytes back unharmed.
+
+        Args:
+            quietly: nobody has asked for a listing, so none shows in the time of access.
         """
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+        fd = self._open_for_scanning(quietly=quietly)
         try:
             with os.scandir(fd) as entries:
                 yield from entries
         finally:
             os.close(fd)
+
+    def _open_for_scanning(self, *, quietly: bool) -> int:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        if quietly:
+            try:
+                return os.open(b".", flags | os.O_NOATIME, dir_fd=self.fd)
+            except OSError as error:
+                if error.errno != EPERM:  # EPERM: another's directory, and we are not privileged
+                    raise
+        return os.open(b".", flags, dir_fd=self.fd)
 
     @contextlib.contextmanager
     def pinned(self, name: bytes) -> Iterator[bytes]:
@@ -241,7 +252,7 @@ class MountedOver(Directory):
         """Nothing is in it."""
         return False
 
-    def scan(self) -> Iterator[os.DirEntry[str]]:
+    def scan(self, *, quietly: bool = False) -> Iterator[os.DirEntry[str]]:
         """Nothing is in it."""
         return iter(())
 
@@ -443,9 +454,10 @@ class WritableDirectory(Directory):
     def _empty_out(self) -> list[bytes]:
         """Remove all entries that are not directories; return the names of those that are."""
         directories = []
-        for entry in list(self.scan()):
-            name = os.fsencode(entry.name)
-            if entry.is_dir(follow_symlinks=False):
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in self.scan()]
+        for text, is_directory in found:
+            name = os.fsencode(text)
+            if is_directory:
                 directories.append(name)
             else:
                 self.unlink(name)

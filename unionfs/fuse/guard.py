@@ -66,7 +66,10 @@ def changing(handler: Handler) -> Handler:
         try:
             return await handler(self, *args)
         finally:
-            await self.settle()
+            try:
+                await self.settle()
+            except Exception:
+                log.exception("%s: what it entails failed", handler.__name__)
 
     return cast("Handler", call)
 

@@ -205,6 +205,7 @@ async def _unmount(mountpoint: bytes) -> None:
     """Unmount; when the mount stays in use, take it out of the tree and let the users finish."""
     for _ in range(_UNMOUNT_TRIES):
         if not is_mounted(mountpoint):
+            log.warning("another mount lies on %s: unmount that one first", printable(mountpoint))
             return
         try:
             await trio.to_thread.run_sync(syscalls.umount, mountpoint)

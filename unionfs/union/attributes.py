@@ -66,20 +66,24 @@ def setattr_(state: State, node: FileNode | DirectoryNode, change: Change) -> Op
         # No name, not open: only a descriptor opened with O_PATH can still mean it.
         node.last = _changed(node.last, change)
         return getattr_(state, node)
-    yield from copy_up(state, node, keep=change.size)
+    size = change.size
+    if (yield from copy_up(state, node, keep=size)):
+        size = None  # the copy was made so
+        if change == Change(size=change.size):
+            return getattr_(state, node)
     if node.fd >= 0:
-        if change.size is not None:
-            _truncate_open(node, change.size)
+        if size is not None:
+            _truncate_open(node, size)
         _apply(state, _pinned(node.fd), os.fstat(node.fd), change)
         return getattr_(state, node)
     place, name, status = locate(state, node)
-    if change.size is not None:
-        fd = place.open_file(name, os.O_WRONLY)
-        try:
-            os.ftruncate(fd, change.size)
-        finally:
-            os.close(fd)
     with place.pinned(name) as pinned:
+        if size is not None:
+            fd = place.open_file(name, os.O_WRONLY)
+            try:
+                os.ftruncate(fd, size)
+            finally:
+                os.close(fd)
         is_symlink = stat.S_ISLNK(status.st_mode)
         _apply(state, pinned, place.stat(name), change, is_symlink=is_symlink)
     return getattr_(state, node)

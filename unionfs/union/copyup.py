@@ -56,12 +56,16 @@ class Place:
 
 def copy_up(
     state: State, node: FileNode, keep: int | None = None, place: Place | None = None
-) -> Operation[None]:
+) -> Operation[bool]:
     """Bring a file onto the writable branch, if it is not there yet.
 
     Args:
-        keep: how many bytes of content are wanted, None for all (truncation copies less).
+        keep: make the copy as truncation to this size (bytes) would leave it, without copying
+            more content than that; None for a faithful copy.
         place: publish the copy under this new name instead of its own (link of a lower file).
+
+    Returns:
+        Whether it was brought up by this call; if not, there was no truncation either.
 
     Raises:
         OSError: ``EROFS`` without a writable branch, ``ENOSPC`` and whatever else the branch says.
@@ -69,7 +73,7 @@ def copy_up(
     while node.copying is not None:
         yield node.copying
     if node.branch.writable:
-        return
+        return False
     target = state.target()
     latch = node.copying = Latch()
     state.copying.add(latch)
@@ -79,6 +83,7 @@ def copy_up(
         state.copying.discard(latch)
         node.copying = None
         latch.open()
+    return True
 
 
 def copy_up_directory(state: State, node: DirectoryNode) -> None:
@@ -124,7 +129,6 @@ def _copy_file(
         copy_up_directory(state, place.parent)
     status = _source_status(state, node)
     work = _Workplace(state, target, place)
-    size = status.st_size if keep is None else min(keep, status.st_size)
     fd = -1
     source_fd = -1
     try:
@@ -132,7 +136,7 @@ def _copy_file(
             source_fd = _open_source(state, node)
             fd = work.create_file()
             # What comes after the job finds everything again: directories may have been closed.
-            yield from _fill(state, node, (source_fd, fd), size, status, target)
+            yield from _fill(state, node, (source_fd, fd), keep, status, target)
         else:
             source, source_name, _ = locate(state, node)
             directory = work.directory()
@@ -146,6 +150,9 @@ def _copy_file(
         if state.cancelled:
             raise CancelledError(EIO, "given up: the union is being unmounted")
         _publish(state, node, target, work, fd, status)
+        if node.fd >= 0:
+            # The open handles go on with the copy.
+            fd, node.fd, node.fd_writable = node.fd, fd, True
     except BaseException:
         work.discard()
         raise
@@ -241,7 +248,7 @@ def _fill(
     state: State,
     node: FileNode,
     descriptors: tuple[int, int],
-    size: int,
+    keep: int | None,
     status: os.stat_result,
     target: WritableBranch,
 ) -> Operation[None]:
@@ -249,16 +256,19 @@ def _fill(
 
     Args:
         descriptors: of the source and of the empty copy.
-        size: bytes to copy.
+        keep: as for :func:`copy_up`.
     """
     source_fd, fd = descriptors
     source_branch = node.branch
     to_disk = state.rules.fsync and not target.in_memory
+    size = status.st_size if keep is None else min(keep, status.st_size)
 
     def work() -> None:
         copy_content(source_fd, fd, size, lambda: state.cancelled)
         source, copy = b"/proc/self/fd/%d" % source_fd, b"/proc/self/fd/%d" % fd
         _dress(state, source, copy, status, (source_branch, target))
+        if keep is not None:
+            os.ftruncate(fd, keep)  # sets the time of change, also where the size is right
         if to_disk:
             os.fsync(fd)
 
@@ -393,6 +403,8 @@ def _publish(
             # A link makes a new name, and that is a change of the directory.
             with unchanged_times(directory) if own_name else contextlib.nullcontext():
                 directory.rename(work.temporary, directory, place.name)
+            if not own_name:
+                _uncover(directory, place.name, work.temporary)
         except BaseException:
             if record is not None:
                 state.plinks.drop(record)
@@ -410,11 +422,15 @@ def _publish(
         node.branch, node.identity = target, identity
     else:
         state.nodes.move_file(node, target, identity)
-    if node.fd >= 0:
-        # The open handles go on with the copy.
-        copy_fd = os.dup(fd)
-        os.close(node.fd)
-        node.fd, node.fd_writable = copy_fd, True
+
+
+def _uncover(directory: WritableDirectory, name: bytes, temporary: bytes) -> None:
+    """Remove the whiteout of a new name; when that fails, take the name back."""
+    try:
+        directory.remove_whiteout(name)
+    except OSError:
+        directory.rename(name, directory, temporary)
+        raise
 
 
 def _replace_plink(state: State, node: FileNode, record: PseudoLink | None) -> None:

@@ -61,10 +61,8 @@ def open_file(
     _acquire(state, node, writable=handle.writable or truncate)
     if truncate:
         try:
-            if not node.branch.writable:
-                yield from copy_up(state, node, keep=0)
-            # Also after copy-up, which keeps the times: truncation is a change of the content.
-            os.ftruncate(node.fd, 0)
+            if not (yield from copy_up(state, node, keep=0)):
+                os.ftruncate(node.fd, 0)
             _lose_privileges(state, node, privileged=privileged)
         except BaseException:
             release(state, handle)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from unionfs.union.copyup import Place, copy_up, copy_up_directory, unchanged_times
 from unionfs.union.lookup import locate, nlink_of
-from unionfs.union.names import claim
+from unionfs.union.names import claim, undone_on_failure
 from unionfs.union.operation import Operation
 from unionfs.union.state import Entry, State
 
@@ -36,13 +36,11 @@ def link(state: State, node: FileNode, parent: DirectoryNode, name: bytes) -> Op
         claimed = claim(state, parent, name)
         source, source_name, _ = locate(state, node)
         claimed.directory.link(source, source_name, name)
-        claimed.done()
+        with undone_on_failure(claimed):
+            claimed.done()
     else:
-        claimed = claim(state, parent, name)
+        claim(state, parent, name)
         yield from copy_up(state, node, place=Place(parent, name))
-        if claimed.was_hidden:
-            # The directory may have been closed meanwhile, so it is asked for anew.
-            state.writable_directory(parent).remove_whiteout(name)
     state.nodes.add_name(node, parent, name)
     status = state.writable_directory(parent).stat(name)
     return Entry(node, status, nlink_of(node, status))

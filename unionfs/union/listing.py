@@ -44,8 +44,12 @@ class Listed:
         self.copies = [copy]
 
 
-def merge(state: State, node: DirectoryNode) -> dict[bytes, Listed]:
-    """Return what a directory shows, in the order in which it is listed."""
+def merge(state: State, node: DirectoryNode, *, quietly: bool = False) -> dict[bytes, Listed]:
+    """Return what a directory shows, in the order in which it is listed.
+
+    Args:
+        quietly: leave no trace in times of access.
+    """
     listed: dict[bytes, Listed] = {}
     hidden: set[bytes] = set()
     if node.removed:
@@ -57,7 +61,7 @@ def merge(state: State, node: DirectoryNode) -> dict[bytes, Listed]:
         entries: list[tuple[bytes, bool, int]] = []
         directory = state.directories.get(node, copy)
         foreign = ForeignWhiteouts(directory) if copy.branch.foreign else None
-        for entry in directory.scan():
+        for entry in directory.scan(quietly=quietly):
             name = os.fsencode(entry.name)
             if name.startswith(WHITEOUT_PREFIX):
                 if whable:
@@ -111,11 +115,13 @@ def names_below(state: State, node: DirectoryNode, branch: Branch) -> set[bytes]
     """
     names: set[bytes] = set()
     hidden: set[bytes] = set()
+    if all(copy.branch.index <= branch.index for copy in node.copies):
+        return names
     for copy in node.copies:
         whiteouts = set()
         directory = state.directories.get(node, copy)
         foreign = ForeignWhiteouts(directory) if copy.branch.foreign else None
-        for entry in directory.scan():
+        for entry in directory.scan(quietly=True):
             name = os.fsencode(entry.name)
             if name.startswith(WHITEOUT_PREFIX):
                 gone = hidden_by(name)
@@ -131,7 +137,7 @@ def names_below(state: State, node: DirectoryNode, branch: Branch) -> set[bytes]
 
 def is_empty(state: State, node: DirectoryNode) -> bool:
     """Tell whether nothing shows in a directory, whatever its branches hold."""
-    return not merge(state, node)
+    return not merge(state, node, quietly=True)
 
 
 @dataclass(slots=True)

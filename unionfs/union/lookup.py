@@ -265,6 +265,8 @@ def locate(state: State, node: FileNode) -> tuple[Directory, bytes, os.stat_resu
             status = directory.find(name)
             if status is not None and identity_of(status) == node.identity:
                 return directory, name, status
+            if node.plink is None:
+                state.nodes.drop_name(node, parent, name)
     plink = node.plink
     if plink is not None and plink.upper == node.identity:
         directory = state.plinks.directory(plink.branch)

@@ -12,7 +12,7 @@ says all, so the relation is valid on disk at any time and found again by the ne
     NUMBER.INODE.TAG.REMAINING.lower  an empty file: nothing was copied up, but names were removed
 
 ``NUMBER`` is the inode number in the union. ``INODE`` and ``TAG`` say which lower file: its inode,
-and a digest of the lower branch's filesystem, its root and the birth of the file, so that two
+and a digest of the lower branch's root (inode and birth) and the birth of the file, so that two
 branches, or an inode used again, are not mistaken. ``REMAINING`` counts the names that still lie
 only on the lower branch. Hence the link count that users see::
 
@@ -95,9 +95,11 @@ def tag_of_open(branch: Branch, fd: int) -> bytes:
 
 
 def _tag(branch: Branch, birth: int) -> bytes:
-    root = branch.root
-    filesystem = os.fstatvfs(root.fd).f_fsid
-    text = b"%d %d %d" % (filesystem, os.fstat(root.fd).st_ino, birth)
+    # The root tells the branch: its inode and its birth, for the number of a filesystem changes on
+    # some with the device it is on. Where births are not recorded, that number has to do.
+    fd = branch.root.fd
+    origin = syscalls.statx_birth(fd, b"") or os.fstatvfs(fd).f_fsid
+    text = b"%d %d %d" % (origin, os.fstat(fd).st_ino, birth)
     return hashlib.blake2b(text, digest_size=8).hexdigest().encode()
 
 

@@ -91,20 +91,26 @@ def discard(state: State, directory: WritableDirectory, victim: bytes) -> None:
 
     The name is gone already, so a failure here is reported but fails nothing.
     """
-    limit = state.rules.background_above
-    if limit is not None and not directory.branch.remote:
-        own = directory.branch.directory_type(directory.branch, directory.open_child(victim))
-        try:
-            whiteouts = sum(entry.name.startswith(_PREFIX) for entry in own.scan())
-        finally:
-            own.close()
-        if limit <= 1 or whiteouts > limit:
-            state.background.append(_removal(directory, victim))
-            return
     try:
-        directory.remove_tree(victim)
+        if _is_full(state, directory, victim):
+            state.background.append(_removal(directory, victim))
+        else:
+            directory.remove_tree(victim)
     except OSError as error:
         log.warning("%s is left on %s: %s", victim, directory.branch, error)
+
+
+def _is_full(state: State, directory: WritableDirectory, victim: bytes) -> bool:
+    """Tell whether there is so much in a directory that nobody should wait for its removal."""
+    limit = state.rules.background_above
+    if limit is None or directory.branch.remote:
+        return False
+    own = directory.branch.directory_type(directory.branch, directory.open_child(victim))
+    try:
+        whiteouts = sum(entry.name.startswith(_PREFIX) for entry in own.scan())
+    finally:
+        own.close()
+    return limit <= 1 or whiteouts > limit
 
 
 _PREFIX = WHITEOUT_PREFIX.decode()

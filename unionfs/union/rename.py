@@ -223,20 +223,36 @@ def _move_file(
     with hidden(state, parent, name, visible_below(state, parent, name, state.target())):
         here, there = state.writable_directory(parent), state.writable_directory(new_parent)
         here.rename(name, there, new_name)
-    if was_hidden:
-        _uncover(state.writable_directory(new_parent), new_name)
+        if was_hidden:
+            _uncover(here, name, there, new_name, can_go_back=old is None)
     if replaced is not None:
         replaced.is_gone(state, new_parent, new_name)
     state.nodes.add_name(node, new_parent, new_name)
     state.nodes.drop_name(node, parent, name)
 
 
-def _uncover(directory: WritableDirectory, name: bytes) -> None:
-    """Remove the whiteout of a name that has an entry again; the rename has happened already."""
+def _uncover(
+    here: WritableDirectory,
+    name: bytes,
+    there: WritableDirectory,
+    new_name: bytes,
+    *,
+    can_go_back: bool,
+) -> None:
+    """Remove the whiteout of a name that has an entry again.
+
+    When that fails the entry must not stay beside it: it goes back to where it was.
+
+    Args:
+        can_go_back: nothing was replaced by the entry.
+    """
     try:
-        directory.remove_whiteout(name)
+        there.remove_whiteout(new_name)
     except OSError as error:
-        log.warning("the whiteout of %s is left on %s: %s", name, directory.branch, error)
+        if can_go_back:
+            there.rename(new_name, here, name)
+            raise
+        log.warning("the whiteout of %s is left on %s: %s", new_name, there.branch, error)
 
 
 def _make_movable(state: State, node: DirectoryNode, name: bytes) -> None:
@@ -293,9 +309,9 @@ def _move_directory(
         with hidden(state, parent, name, visible_below(state, parent, name, target)):
             here, there = state.writable_directory(parent), state.writable_directory(new_parent)
             here.rename(name, there, new_name)
+            if was_hidden:
+                _uncover(here, name, there, new_name, can_go_back=True)
         undo.pop_all()
-    if was_hidden:
-        _uncover(there, new_name)
     if replaced is not None:
         replaced.is_gone(state, new_parent, new_name)
     if victim:
