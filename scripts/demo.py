@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import itertools
 import logging
 import os
 import shutil
@@ -21,15 +20,16 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import textwrap
 import time
 from types import FrameType
 from typing import NoReturn
 
 import driver
-from scripts import demo_image, demo_rootless
+from scripts import demo_debian, demo_image, demo_rootless
 from scripts.demo_compare import differences, facts_of
+from scripts.demo_debian_base import DebianError
 from scripts.demo_image import LAYERS, layer_tar, printable
+from scripts.demo_telling import call, heading, result, say, shell
 
 _BIN = os.path.dirname(sys.executable)  # where aufsctl and fuse-aufs are
 
@@ -55,8 +55,6 @@ _WHERE = [
     ("/etc/hosts", "deleted in the container"),
 ]
 
-_numbers = itertools.count(1)
-
 
 def main() -> int:
     """Run the demo, as root or as an ordinary user."""
@@ -64,17 +62,29 @@ def main() -> int:
     parser.add_argument(
         "--rootless", action="store_true", help="as an ordinary user, in a user namespace"
     )
+    parser.add_argument(
+        "--debian",
+        action="store_true",
+        help="a whole Debian in place of the little image, and apt-get in it; about 1 GB",
+    )
     parser.add_argument("--stage", help=argparse.SUPPRESS)  # how demo_rootless calls us again
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     try:
+        if arguments.debian and (arguments.rootless or os.geteuid() != 0):
+            print(
+                "demo: --debian takes root: debootstrap makes device nodes, which the kernel"
+                " forbids in a user namespace",
+                file=sys.stderr,
+            )
+            return 1
         if arguments.rootless:
             return demo_rootless.run(arguments.stage, lambda: demo(rootless=True))
         if os.geteuid() != 0:
             print("demo: mounting takes root; as an ordinary user: scripts/demo --rootless")
             return 1
-        return demo(rootless=False)
-    except (demo_rootless.ImpossibleError, driver.DriverError) as error:
+        return demo(rootless=False, debian=arguments.debian)
+    except (demo_rootless.ImpossibleError, DebianError, driver.DriverError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -82,8 +92,13 @@ def main() -> int:
         return 128 + signal.SIGINT
 
 
-def demo(*, rootless: bool) -> int:
-    """Do all steps in a temporary directory and remove it."""
+def demo(*, rootless: bool, debian: bool = False) -> int:
+    """Do all steps in a temporary directory and remove it.
+
+    Args:
+        rootless: it is an ordinary user's: some things cannot be done.
+        debian: the steps of `demo_debian`.
+    """
     logging.basicConfig(format="    (%(message)s)", level=logging.WARNING)
     began = time.monotonic()
     # /tmp may be a tmpfs, which keeps user xattrs only since Linux 6.6.
@@ -93,14 +108,17 @@ def demo(*, rootless: bool) -> int:
     store = None
     try:
         store = driver.init(os.path.join(place, "layers"), _options(rootless=rootless))
-        equal = _steps(store, place, rootless=rootless)
+        if debian:
+            good = demo_debian.steps(store, place)
+        else:
+            good = _steps(store, place, rootless=rootless)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nor is cleaning up interrupted
         if store is not None:
             store.cleanup()
         shutil.rmtree(place)
-    _say(f"\nDone in {time.monotonic() - began:.1f} s; {place} is gone, nothing is mounted.")
-    return 0 if equal else 1
+    say(f"\nDone in {time.monotonic() - began:.1f} s; {place} is gone, nothing is mounted.")
+    return 0 if good else 1
 
 
 def _steps(store: driver.Driver, place: str, *, rootless: bool) -> bool:
@@ -129,7 +147,7 @@ def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _build_and_apply(store: driver.Driver, *, rootless: bool) -> None:
-    _heading(
+    heading(
         "Three layers, each a tar, unpacked into a directory each",
         """\
         The driver keeps every layer in a directory of its own, a "branch", and remembers what
@@ -139,50 +157,50 @@ def _build_and_apply(store: driver.Driver, *, rootless: bool) -> None:
     missing: list[str] = []
     for layer, entries in LAYERS.items():
         tar = layer_tar(entries())
-        _call(f"driver.create({layer!r}, parent={parent!r})")
+        call(f"driver.create({layer!r}, parent={parent!r})")
         store.create(layer, parent)
         size = store.apply_diff(layer, parent, io.BytesIO(tar))
-        _call(f"driver.apply_diff({layer!r}, {parent!r}, {layer}_tar)", f"{size} bytes")
+        call(f"driver.apply_diff({layer!r}, {parent!r}, {layer}_tar)", f"{size} bytes")
         for entry in entries():
             if entry.note:
-                _result(f"{printable(entry.name):30} {entry.note}")
+                result(f"{printable(entry.name):30} {entry.note}")
         missing += demo_image.not_as_written(layer, os.path.join(store.root, "diff", layer))
         parent = layer
     if missing:
-        _say("What could not be set here" + (", as an ordinary user:" if rootless else ":"))
+        say("What could not be set here" + (", as an ordinary user:" if rootless else ":"))
         for line in missing:
-            _result(line)
+            result(line)
 
 
 def _mount(store: driver.Driver) -> str:
-    _heading(
+    heading(
         "A container on top of them",
         """\
         One more branch, empty and writable, and all four seen as one directory. Nothing is
         copied: a second container would share the three layers.""",
     )
-    _call("driver.create_read_write('container', parent='application')")
+    call("driver.create_read_write('container', parent='application')")
     store.create_read_write("container", "application")
     root = store.get("container")
-    _call("driver.get('container')", root)
-    _say(f"By hand that would be, in {store.root}:")
+    call("driver.get('container')", root)
+    say(f"By hand that would be, in {store.root}:")
     branches = [f"diff/{layer}=ro+wh" for layer in reversed(LAYERS)]
-    _shell(f"fuse-aufs mnt/container -o profile=driver,br:diff/container=rw:{':'.join(branches)}")
-    _say("What the layers make together: etc/issue is gone, of srv/data only the newest is left.")
+    shell(f"fuse-aufs mnt/container -o profile=driver,br:diff/container=rw:{':'.join(branches)}")
+    say("What the layers make together: etc/issue is gone, of srv/data only the newest is left.")
     for path in sorted(facts_of(root)):
         if path.startswith(("etc", "srv")):
-            _result(printable(path))
+            result(printable(path))
     return root
 
 
 def _run_inside(root: str) -> None:
-    _heading(
+    heading(
         "A program runs inside it",
         """\
         Its root directory is the mount (chroot), its mounts are its own (unshare). It believes
         to have a whole system for itself.""",
     )
-    _shell("unshare --mount chroot mnt/container /bin/sh")
+    shell("unshare --mount chroot mnt/container /bin/sh")
     enter = ["unshare", "--mount", "--propagation=private", "chroot", root, "/bin/sh", "-c"]
     for line in _COMMANDS.splitlines():
         print(f"       # {line}", flush=True)
@@ -194,110 +212,86 @@ def _run_inside(root: str) -> None:
             check=False,
         )
         for text in (done.stdout + done.stderr).decode(errors="backslashreplace").splitlines():
-            _result(text)
+            result(text)
         if done.returncode:
             raise SystemExit(f"demo: that command failed with status {done.returncode}")
 
 
 def _where(store: driver.Driver, root: str) -> None:
-    _heading(
+    heading(
         "Which layer does a path come from?",
         """\
         The topmost branch that has the name answers, unless a whiteout above says that there is
         none. What is changed is first copied to the writable branch: "copy-up".""",
     )
     for path, why in _WHERE:
-        _result(f"{path:18} {why}")
+        result(f"{path:18} {why}")
     command = ["aufsctl", "where", root, *(path for path, _ in _WHERE)]
-    _shell(" ".join(command).replace(root, "mnt/container"))
+    shell(" ".join(command).replace(root, "mnt/container"))
     done = subprocess.run(
         [os.path.join(_BIN, command[0]), *command[1:]], capture_output=True, check=False
     )
     text = (done.stdout + done.stderr).decode(errors="backslashreplace")
     for line in text.replace(f"{store.root}/", "").splitlines():
-        _result(line)
+        result(line)
     if done.returncode > 1:  # 1: one of them does not exist, which is so
         raise SystemExit(f"demo: aufsctl failed with status {done.returncode}")
 
 
 def _changes(store: driver.Driver) -> bytes:
-    _heading(
+    heading(
         "What did the container change?",
         """\
         All of it is in its branch, so nothing needs to be compared. The same as a tar is a layer
         again: committing a container is no more than this.""",
     )
-    _call("driver.changes('container', 'application')")
+    call("driver.changes('container', 'application')")
     for change in store.changes("container", "application"):
-        _result(printable(str(change)))
-    _call("driver.diff('container', 'application')")
+        result(printable(str(change)))
+    call("driver.diff('container', 'application')")
     with store.diff("container", "application") as stream:
         tar = stream.read()
     with tarfile.open(fileobj=io.BytesIO(tar)) as listing:
         for member in listing:
             link = f" -> {member.linkname}" if member.linkname else ""
             name = printable(member.name + link)
-            _result(f"{member.mode:04o} {member.uid}:{member.gid} {member.size:>8} {name}")
+            result(f"{member.mode:04o} {member.uid}:{member.gid} {member.size:>8} {name}")
     return tar
 
 
 def _replay(store: driver.Driver, changes: bytes, root: str) -> bool:
-    _heading(
+    heading(
         "The same changes on a sibling make the same root",
         """\
         A second layer on the same parent gets the diff. Then both roots are compared: names,
         kinds, modes, owners, times, contents, xattrs, hard links.""",
     )
-    _call("driver.create('sibling', parent='application')")
+    call("driver.create('sibling', parent='application')")
     store.create("sibling", "application")
     size = store.apply_diff("sibling", "application", io.BytesIO(changes))
-    _call("driver.apply_diff('sibling', 'application', diff)", f"{size} bytes")
+    call("driver.apply_diff('sibling', 'application', diff)", f"{size} bytes")
     other = store.get("sibling")
-    _call("driver.get('sibling')", other)
+    call("driver.get('sibling')", other)
     lines = differences(root, other)
     for line in lines:
-        _result(printable(line))
+        result(printable(line))
     count = len(facts_of(root))
-    _say(f"{len(lines)} differences." if lines else f"Both roots are equal: {count} paths each.")
+    say(f"{len(lines)} differences." if lines else f"Both roots are equal: {count} paths each.")
     return not lines
 
 
 def _unmount(store: driver.Driver, place: str) -> None:
-    _heading("Unmounted, and removed", "A layer goes when nobody uses it any more.")
+    heading("Unmounted, and removed", "A layer goes when nobody uses it any more.")
     for layer in ("sibling", "container", *reversed(LAYERS)):
         if layer in ("sibling", "container"):
-            _call(f"driver.put({layer!r})")
+            call(f"driver.put({layer!r})")
             store.put(layer)
-        _call(f"driver.remove({layer!r})")
+        call(f"driver.remove({layer!r})")
         store.remove(layer)
-    _shell("grep fuse.aufs /proc/self/mounts")
+    shell("grep fuse.aufs /proc/self/mounts")
     with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as table:
         left = [line for line in table if place in line]
-    _result("".join(left) or "(nothing)")
-
-
-# --- printing ------------------------------------------------------------------------------------
-
-
-def _heading(title: str, text: str) -> None:
-    print(f"\n{next(_numbers)}. {title}")
-    print(textwrap.indent(textwrap.dedent(text), "   "), flush=True)
-
-
-def _say(text: str) -> None:
-    print(text if text.startswith("\n") else f"   {text}", flush=True)
-
-
-def _call(text: str, result: str = "") -> None:
-    print(f"   >>> {text}" + (f"\n       {result}" if result else ""), flush=True)
-
-
-def _shell(text: str) -> None:
-    print(f"   $ {text}", flush=True)
-
-
-def _result(text: str) -> None:
-    print(f"       {text}", flush=True)
+    result("".join(left) or "(nothing)")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 # The one program inside the container. It is static, so the image needs no libraries.
@@ -102,7 +102,7 @@ LAYERS: dict[str, Callable[[], Iterator[Entry]]] = {
 }
 
 
-def layer_tar(entries: Iterator[Entry]) -> bytes:
+def layer_tar(entries: Iterable[Entry]) -> bytes:
     """Return a layer as an uncompressed tar."""
     buffer = io.BytesIO()
     with tarfile.open(

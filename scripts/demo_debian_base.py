@@ -1,0 +1,239 @@
+"""Where the demo's Debian comes from, and what a container needs to know to reach the same mirror.
+
+Nothing here names a mirror: it is asked of the host's own apt, as are proxies, certificates and the
+like. debootstrap runs in mount and process namespaces of its own, so an interrupted run leaves
+neither a mount nor a process. What it took over from the host (the resolver, the host's name, the
+mirror) is left out of the tar that is kept.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.demo_image import Entry, directory, layer_tar
+
+_CACHE = Path(__file__).resolve().parent.parent / ".cache"
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+# Settings of apt that say how to reach a mirror and how far to trust it.
+_SETTINGS = re.compile(r"Acquire::(https?|Check-|Retries|Force|Max-|Allow|Proxy)", re.IGNORECASE)
+_LEFT_OUT = (
+    "./etc/apt/sources.list", "./etc/hostname", "./etc/resolv.conf",
+    "./var/cache/apt/archives/*.deb", "./var/cache/apt/*.bin", "./var/lib/apt/lists/*",
+    "./var/log/bootstrap.log",
+)  # fmt: skip
+# What debootstrap says of each package that begins one of its parts.
+_PARTS = ("Retrieving", "Extracting", "Unpacking", "Configuring")
+
+
+class DebianError(Exception):
+    """A Debian cannot be had here; ``str()`` says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A release of Debian as the host's apt knows it.
+
+    Attributes:
+        name: its code name, as "bookworm".
+        architecture: as "amd64".
+        mirror: where it is.
+        sources: lines of a sources.list: the release, its updates and its security.
+    """
+
+    name: str
+    architecture: str
+    mirror: str
+    sources: tuple[str, ...]
+
+
+def host_suite() -> Suite:
+    """Return the release that this host is.
+
+    Raises:
+        DebianError: it is no Debian, or its apt has no source of Debian that can be used.
+    """
+    name = _code_name()
+    _need("debootstrap", "debian-archive-keyring")
+    found = list(_sources())
+    if not found:  # the lists, which say what comes from Debian, are not there
+        _do("apt-get", "update")
+        found = list(_sources())
+    mirrors = [uri for uri, release, code, _ in found if name in (release, code)]
+    usable = [uri for uri in mirrors if uri.startswith(("http:", "https:"))]
+    if not usable:
+        raise DebianError(
+            f"apt has no source of {name} by http or https, which is what debootstrap needs: "
+            "see /etc/apt/sources.list.d"
+        )
+    lines = [
+        f"deb [signed-by={_KEYRING}] {uri} {release} {component}"
+        for uri, release, _, component in found
+        if uri.startswith(("http:", "https:"))
+    ]
+    architecture = _output("dpkg", "--print-architecture").strip()
+    return Suite(name, architecture, usable[0], tuple(dict.fromkeys(lines)))
+
+
+def cached_tar(suite: Suite) -> Path:
+    """Return where the tar of a base is kept; it may not be there yet."""
+    return _CACHE / f"debian-{suite.name}-{suite.architecture}-minbase.tar"
+
+
+def build(suite: Suite, place: Path, tar: Path, progress: Callable[[str], None]) -> None:
+    """Make a base with debootstrap, and a tar of it.
+
+    Args:
+        suite: which Debian.
+        place: a temporary directory; nothing is left in it.
+        tar: where the tar goes, whole or not at all.
+        progress: is told what is being done.
+
+    Raises:
+        DebianError: debootstrap failed.
+    """
+    root = place / "base"
+    log = place / "debootstrap.log"
+    alone = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
+    command = ["debootstrap", "--variant=minbase", f"--keyring={_KEYRING}", "--force-check-gpg"]
+    part = 0
+    with (
+        log.open("w", encoding="utf-8") as said,
+        subprocess.Popen(
+            [*alone, *command, f"--arch={suite.architecture}", suite.name, root, suite.mirror],
+            env=os.environ | _proxies() | {"LC_ALL": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="backslashreplace",
+        ) as child,
+    ):
+        try:
+            assert child.stdout is not None  # noqa: S101  # for the type checker: it is a pipe
+            for line in child.stdout:
+                said.write(line)
+                words = line.split()
+                if words[1:2] and words[1] in _PARTS[part:]:
+                    part = _PARTS.index(words[1]) + 1
+                    progress(f"{words[1].lower()} packages ...")
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode:
+        last = " ".join(log.read_text(encoding="utf-8").splitlines()[-3:])
+        raise DebianError(f"debootstrap failed with status {child.returncode}: {last}")
+    tar.parent.mkdir(exist_ok=True)
+    unfinished = tar.with_suffix(".unfinished")
+    left_out = [f"--exclude={pattern}" for pattern in _LEFT_OUT]
+    try:
+        _do(
+            "tar", "--create", f"--file={unfinished}", f"--directory={root}", "--numeric-owner",
+            "--xattrs", "--xattrs-include=*", "--acls", "--format=pax", *left_out, ".",
+        )  # fmt: skip
+        unfinished.rename(tar)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    shutil.rmtree(root)
+
+
+def site_layer(suite: Suite) -> io.BytesIO:
+    """Return a layer tar: what a container needs to know to reach the host's mirror."""
+    files = {"etc/apt/sources.list": "".join(f"{line}\n" for line in suite.sources).encode()}
+    settings = [
+        line for line in _output("apt-config", "dump").splitlines() if _SETTINGS.match(line)
+    ]
+    files["etc/apt/apt.conf.d/90host"] = "".join(f"{line}\n" for line in settings).encode()
+    for path in ("/etc/hosts", "/etc/resolv.conf", *_certificates(suite, settings)):
+        if os.path.exists(path):
+            files[path[1:]] = Path(path).read_bytes()
+    folders = {str(parent) for name in files for parent in Path(name).parents} - {"."}
+    entries = [directory(folder) for folder in sorted(folders)]
+    entries += [Entry(name, text=text) for name, text in sorted(files.items())]
+    return io.BytesIO(layer_tar(entries))
+
+
+def _certificates(suite: Suite, settings: list[str]) -> Iterator[str]:
+    """Yield the host's files with certificates, for mirrors by https."""
+    if any("https:" in line for line in (*suite.sources, *settings)):
+        yield _CERTIFICATES
+    for line in settings:
+        name, _, value = line.partition(" ")
+        if name.lower().endswith("::cainfo"):
+            yield value.strip('";')
+
+
+def _code_name() -> str:
+    fields = {}
+    for line in Path("/etc/os-release").read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition("=")
+        fields[key] = value.strip('"')
+    if fields.get("ID") != "debian" or "VERSION_CODENAME" not in fields:
+        raise DebianError("this host is no Debian, whose apt could say where Debian is")
+    return fields["VERSION_CODENAME"]
+
+
+def _sources() -> Iterator[tuple[str, str, str, str]]:
+    """Yield URI, release, code name and component of everything that apt has from Debian."""
+    shape = "$(REPO_URI) $(RELEASE) $(CODENAME) $(COMPONENT)"
+    wanted = ("Created-By: Packages", "Origin: Debian")
+    for line in _output("apt-get", "indextargets", "--format", shape, *wanted).splitlines():
+        uri, release, code, component = line.split()
+        yield uri, release, code, component
+
+
+def _proxies() -> dict[str, str]:
+    """Return apt's proxies as debootstrap, that is wget, looks for them."""
+    found = {}
+    for scheme in ("http", "https"):
+        text = _output("apt-config", "shell", "PROXY", f"Acquire::{scheme}::Proxy").strip()
+        proxy = text.partition("=")[2].strip("'")
+        if proxy and proxy != "DIRECT":
+            found[f"{scheme}_proxy"] = proxy
+    return found
+
+
+def _need(*packages: str) -> None:
+    """Install Debian packages that are missing."""
+    missing = []
+    for package in packages:
+        asked = ["dpkg-query", "-W", "-f=${db:Status-Abbrev}", package]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        if not done.stdout.startswith("ii"):
+            missing.append(package)
+    if not missing:
+        return
+    install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    first = subprocess.run(install, env=environment, capture_output=True, check=False)
+    if first.returncode:  # the lists may be absent or out of date
+        _do("apt-get", "update")
+        _do(*install)
+
+
+def _do(*command: str) -> None:
+    done = subprocess.run(
+        command,
+        env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = " ".join(done.stderr.splitlines()[-3:])
+        raise DebianError(f"{' '.join(command[:2])} failed with status {done.returncode}: {last}")
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DebianError(f"{' '.join(command[:2])} failed: {done.stderr.strip()}")
+    return done.stdout
