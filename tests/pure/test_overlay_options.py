@@ -40,7 +40,9 @@ def refused(*texts: bytes) -> str:
 
 
 def layers(*texts: bytes) -> list[str]:
-    return [f"{b.path.decode()}={b.permission}" for b in parse_options(texts, lambda _: None).branches]
+    return [
+        f"{b.path.decode()}={b.permission}" for b in parse_options(texts, lambda _: None).branches
+    ]
 
 
 def test_layers_become_branches() -> None:

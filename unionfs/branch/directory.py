@@ -35,6 +35,7 @@ from unionfs.branch.forms import (
     FOREIGN_WHITEOUT,
     OPAQUE_MARK,
     is_device_whiteout,
+    is_reserved,
     temporary_name,
     whiteout_of,
 )
@@ -89,6 +90,8 @@ class Directory:
         except OSError as error:
             if error.errno in (ENOENT, ENOTDIR, ENAMETOOLONG):
                 return None  # also where the filesystem cannot even have such a name
+            if error.errno == EPERM and is_reserved(os.path.basename(name)):
+                return None  # the branch is a union itself, and keeps its marks to itself
             raise
 
     def hides(self, name: bytes) -> bool:
