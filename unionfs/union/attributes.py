@@ -46,6 +46,9 @@ class Change:
     mtime_ns: int | None = None
 
 
+_NOTHING: Final = Change()
+
+
 def setattr_(state: State, node: FileNode | DirectoryNode, change: Change) -> Operation[Entry]:
     """Change attributes and return the new ones.
 
@@ -107,8 +110,11 @@ def _pinned(fd: int) -> bytes:
 def _apply(
     state: State, path: bytes, status: os.stat_result, change: Change, *, is_symlink: bool = False
 ) -> None:
-    """Change owner, then mode, then times: a change of owner may clear mode bits."""
-    if change.uid is not None or change.gid is not None:
+    """Change owner, then mode, then times: a change of owner may clear mode bits.
+
+    A request to change nothing is a chown(2) to the present owner: that counts as a change, too.
+    """
+    if change.uid is not None or change.gid is not None or change == _NOTHING:
         state.set_owner(
             path,
             -1 if change.uid is None else change.uid,
