@@ -160,7 +160,7 @@ class Union:
 
     def listed(self, stream: DirectoryStream, name: bytes, item: Listed) -> Entry | None:
         """Return the node of a listed name, None when it is gone; not counted as remembered."""
-        return entry_of(self.state, stream.node, name, item)
+        return entry_of(self.state, stream.node, name, item, stream.changes)
 
     def phantom_number(self, item: Listed) -> int:
         """Return the number of a listed name that is too long to be looked up."""

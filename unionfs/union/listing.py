@@ -7,6 +7,10 @@ directory is read from its start.
 Offsets stay valid for as long as the directory is open: a name keeps its offset over every
 snapshot, new names get new ones behind. So a program may list half, see names come and go, seek
 back to an old place or rewind, and meets no name twice and misses none that was there all the time.
+
+A snapshot says on which branch each name was, which saves a lookup. Once the directory has changed
+that is not believed any more: the file may have been removed or copied up meanwhile, and the lower
+one must not come back.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from errno import ENOENT, ESTALE
 from typing import TYPE_CHECKING
 
 from unionfs.branch.forms import NAME_LIMIT, WHITEOUT_PREFIX, hidden_by
-from unionfs.union.lookup import node_of
+from unionfs.union.lookup import node_of, resolve
 from unionfs.union.state import Entry, State
 
 if TYPE_CHECKING:
@@ -148,12 +152,14 @@ class DirectoryStream:
         node: the directory.
         offsets: the offset of each name ever listed through this handle.
         names: the present snapshot, by ascending offset.
+        changes: the directory's count of changes at the time of the snapshot.
     """
 
     node: DirectoryNode
     offsets: dict[bytes, int] = field(default_factory=dict)
     names: list[tuple[int, bytes, Listed]] = field(default_factory=list)
     loaded: bool = False
+    changes: int = 0
 
     def load(self, state: State) -> None:
         """Take a new snapshot."""
@@ -168,6 +174,7 @@ class DirectoryStream:
             key=lambda entry: entry[0],
         )
         self.loaded = True
+        self.changes = self.node.changes
 
     def read(self, state: State, start: int) -> Iterator[tuple[int, bytes, Listed]]:
         """Yield (offset, name, entry) of what follows the offset ``start``; 0 is the beginning."""
@@ -184,9 +191,18 @@ class DirectoryStream:
             yield self.names[position]
 
 
-def entry_of(state: State, parent: DirectoryNode, name: bytes, item: Listed) -> Entry | None:
-    """Return node and attributes of a listed name, or None when it has gone meanwhile."""
+def entry_of(
+    state: State, parent: DirectoryNode, name: bytes, item: Listed, changes: int | None = None
+) -> Entry | None:
+    """Return node and attributes of a listed name, or None when it has gone meanwhile.
+
+    Args:
+        changes: the directory's count of changes at the time of the listing; None for just now.
+    """
     try:
+        if changes is not None and changes != parent.changes:
+            visible = resolve(state, parent, name)
+            return None if visible is None else node_of(state, parent, name, visible.found)
         found: list[tuple[Branch, os.stat_result]] = []
         for copy in item.copies:
             directory = state.directories.get(parent, copy)

@@ -114,9 +114,10 @@ class DirectoryNode(Node):
         parent, name: its one place in the tree; the root is its own parent.
         copies: the directories that are merged, top first.
         removed: True once it has been removed.
+        changes: grows with every change of the names in it; see ``listing.py``.
     """
 
-    __slots__ = ("copies", "name", "parent", "removed")
+    __slots__ = ("changes", "copies", "name", "parent", "removed")
 
     kind: Final = stat.S_IFDIR
 
@@ -128,6 +129,7 @@ class DirectoryNode(Node):
         self.name = name
         self.copies = copies
         self.removed = False
+        self.changes = 0
 
     def path(self) -> list[bytes]:
         """Return the names that lead here from the root."""

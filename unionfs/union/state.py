@@ -161,10 +161,11 @@ class State:
                 raise
 
     def writable_directory(self, node: DirectoryNode) -> WritableDirectory:
-        """Return the copy of a directory on the writable branch, opened.
+        """Return the copy of a directory on the writable branch, opened to be changed.
 
         Precondition: it has been copied up.
         """
+        node.changes += 1
         copy = self.copy_on(node, self.target())
         if copy is None:
             raise OSError(EROFS, "the directory was not copied up")
