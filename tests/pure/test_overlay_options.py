@@ -155,8 +155,7 @@ def test_a_quote_protects_commas_up_to_its_counterpart_only() -> None:
 @pytest.mark.parametrize(
     "word",
     words(
-        "uidmapping=:0:200000:65536 gidmapping=:0:1:1001:1001:0:1 squash_to_root squash_to_uid=1 "
-        "squash_to_gid=1 xattr_permissions=2 noxattrs plugins=/x allow_root redirect_dir=on "
+        "xattr_permissions=2 noxattrs plugins=/x allow_root redirect_dir=on "
         "datadir+=/d remount"
     ),
 )

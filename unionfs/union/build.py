@@ -23,6 +23,7 @@ def rules_of(options: MountOptions) -> Rules:
         root_opaque=profile.root_opaque,
         plink=options.plink,
         acl=options.acl,
+        ids=options.ids,
         fsync=options.fsync,
         background_above=options.dirwh if profile.background_rmdir else None,
     )

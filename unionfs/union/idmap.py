@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 OVERFLOW_ID: Final = 65534
-_LARGEST: Final = (1 << 32) - 1
+LARGEST_ID: Final = (1 << 32) - 1
 
 # The value of system.posix_acl_*: a version, then (tag, permissions, id) for each entry.
 _ACL_HEADER: Final = struct.Struct("<I")
@@ -52,7 +52,7 @@ def parse_id_map(text: str) -> tuple[IdRange, ...]:
     numbers = [int(item) for item in items]
     ranges = tuple(IdRange(*numbers[start : start + 3]) for start in range(0, len(numbers), 3))
     for entry in ranges:
-        if entry.length == 0 or max(entry.stored, entry.shown) + entry.length - 1 > _LARGEST:
+        if entry.length == 0 or max(entry.stored, entry.shown) + entry.length - 1 > LARGEST_ID:
             raise ValueError(f"{':'.join(map(str, entry))} is empty or beyond 32 bits")
     return ranges
 

@@ -28,6 +28,7 @@ from typing import Any, Final
 from unionfs.branch.permission import Access, parse_permission
 from unionfs.text import printable
 from unionfs.union.escapes import escape_value, split, unescape
+from unionfs.union.idmap import LARGEST_ID, IdMapping, parse_id_map
 from unionfs.union.overlay import OverlayReader, is_overlay, split_options
 from unionfs.union.profile import AUFS, OVERLAY, PROFILES, Profile
 from unionfs.union.wanted import BranchSpec, OptionError, not_yet
@@ -75,6 +76,7 @@ class MountOptions:
     log: bytes | None = None
     dirwh: int = 3
     workdir: bytes | None = field(default=None, compare=False)
+    ids: IdMapping = field(default_factory=IdMapping)
 
     @property
     def fsync(self) -> bool:
@@ -155,6 +157,14 @@ _IGNORED_VALUES: Final = frozenset(
     {"user_id", "group_id", "rootmode", "fd", "max_read", "blksize", "subtype", "comment", "si"}
 )
 
+# Which ids the options of id mapping are about.
+_ID_MAPS: Final = {"uidmapping": ("uid",), "gidmapping": ("gid",)}
+_SQUASHES: Final = {
+    "squash_to_root": ("uid", "gid"),
+    "squash_to_uid": ("uid",),
+    "squash_to_gid": ("gid",),
+}
+
 _BRANCH_LISTS: Final = (b"br:", b"br=", b"dirs=")
 
 # Options of aufs (aufs.md section 9) and others that this version refuses by name.
@@ -207,6 +217,8 @@ _KNOWN: Final = sorted(
         *_POLICIES_NOT_YET,
         *("br", "dirs", "udba", "xino", "profile", "log", "fsname"),
         *("lowerdir", "upperdir", "workdir"),
+        *_ID_MAPS,
+        *_SQUASHES,
     }
 )
 
@@ -268,6 +280,9 @@ class _Reader:
             self.changes.update(FLAGS[name])
         elif name == "udba":
             self.changes["udba"] = _udba(_text(value))
+        elif name in _ID_MAPS or name in _SQUASHES:
+            ids = self.changes.get("ids", IdMapping())
+            self.changes["ids"] = _id_mapping(ids, name, value)
         elif name in _POLICIES_NOT_YET:
             _check_policy(name, _text(value))
         elif name == "xino":
@@ -334,6 +349,30 @@ def _udba(level: str) -> str:
     if level not in ("none", "reval"):
         raise OptionError(f"bad value in udba={printable(level)}", "use udba=reval or udba=none")
     return level
+
+
+def _id_mapping(ids: IdMapping, name: str, value: bytes | None) -> IdMapping:
+    """Return the mapping with one option more (driver.md 4.7)."""
+    change: dict[str, Any]
+    text = _text(value)
+    if name in _ID_MAPS:
+        try:
+            change = {"ranges": parse_id_map(text)}
+        except ValueError as error:
+            raise OptionError(
+                f"bad value in {name}={printable(text)}: {error}",
+                f"write {name}=STORED:SHOWN:LENGTH",
+            ) from error
+    elif name == "squash_to_root":
+        if value is not None:
+            raise OptionError(f"option '{name}' takes no value", f"write just '{name}'")
+        change = {"squash": 0}
+    elif text.isascii() and text.isdigit() and int(text) <= LARGEST_ID:
+        change = {"squash": int(text)}
+    else:
+        raise OptionError(f"bad value in {name}={printable(text)}", f"write {name}=ID, a number")
+    kinds = _ID_MAPS.get(name) or _SQUASHES[name]
+    return replace(ids, **{kind: replace(getattr(ids, kind), **change) for kind in kinds})
 
 
 def _check_policy(name: str, value: str) -> None:

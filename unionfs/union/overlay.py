@@ -53,10 +53,7 @@ _ALWAYS_OFF: Final = frozenset({"metacopy", "nfs_export", "verity"})
 _NO_EFFECT: Final = frozenset({"context", "fscontext", "defcontext", "rootcontext", "ino32_t"})
 
 _NOT_YET: Final = frozenset(
-    (
-        *("uidmapping", "gidmapping", "squash_to_root", "squash_to_uid", "squash_to_gid"),
-        *("xattr_permissions", "noxattrs", "plugins", "allow_root", "remount", "datadir+"),
-    )
+    (*("xattr_permissions", "noxattrs", "plugins", "allow_root", "remount", "datadir+"),)
 )
 
 

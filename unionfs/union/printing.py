@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unionfs.union.escapes import escape_value
+from unionfs.union.idmap import IdMapping
 from unionfs.union.options import FLAGS, BranchSpec, MountOptions, default_options
 from unionfs.union.profile import AUFS
 
@@ -43,8 +44,20 @@ def option_string(options: MountOptions) -> bytes:
         value = getattr(options, name)
         if value is not None:
             words.append(name.encode() + b"=" + escape_value(value))
+    words += _id_words(options.ids)
     words.append(branch_string(options.branches))
     return b",".join(words)
+
+
+def _id_words(ids: IdMapping) -> list[bytes]:
+    words = []
+    for kind, translation in (("uid", ids.uid), ("gid", ids.gid)):
+        if translation.ranges:
+            triples = ":".join(str(number) for entry in translation.ranges for number in entry)
+            words.append(f"{kind}mapping={triples}".encode())
+        if translation.squash is not None:
+            words.append(f"squash_to_{kind}={translation.squash}".encode())
+    return words
 
 
 def kernel_style_string(options: MountOptions, si: str, *, with_branches: bool = False) -> bytes:
