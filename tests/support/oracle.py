@@ -35,6 +35,7 @@ class Oracle:
 
     def __init__(self, union: Union) -> None:
         self.union = union
+        self.union.forked = True
         self.plain = union.base / "plain"
 
     def start(self, build: Callable[[Path], object] | None = None, *, options: str = "") -> Path:
