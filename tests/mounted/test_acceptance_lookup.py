@@ -188,6 +188,7 @@ def test_case_14_names_longer_than_242_bytes(union: Union) -> None:
 
 def test_case_15_a_whiteout_beside_its_entry_is_an_error(union: Union) -> None:
     fill(union.W, "f", ".wh.f", "g")
+    union.branch_is_flawed("that is the case")
     top = union.start()
     with fails("EIO"):
         os.stat(top / "f")
@@ -196,6 +197,7 @@ def test_case_15_a_whiteout_beside_its_entry_is_an_error(union: Union) -> None:
 
 def test_case_15_without_udba_it_hides(union: Union) -> None:
     fill(union.W, "f", ".wh.f", "g")
+    union.branch_is_flawed("that is the case")
     top = union.start(options="udba=none")
     with fails("ENOENT"):
         os.stat(top / "f")
@@ -213,6 +215,7 @@ def test_case_15_on_a_lower_branch_it_hides(union: Union) -> None:
 
 def test_case_16_a_whiteout_that_is_a_directory_is_an_error(union: Union) -> None:
     (union.W / ".wh.f").mkdir()
+    union.branch_is_flawed("that is the case")
     fill(union.R, "f")
     top = union.start()
     with fails("EIO"):

@@ -7,7 +7,8 @@ these at some time:
   contents, extended attributes, link counts, which names are one file);
 * nothing was written to a read-only branch;
 * the daemon ended by itself, with status 0, and left neither mount nor state folder behind;
-* the daemon logged no warning and no error.
+* the daemon logged no warning and no error;
+* ``aufsctl check`` finds nothing wrong with the writable branch.
 
 A test for which one of them makes no sense says so, with the reason.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import re
 import select
@@ -30,6 +32,7 @@ from typing import TypeVar
 
 from tests.support.processes import adopting_orphans, as_user, eventually
 from tests.support.trees import Seen, describe, differences, temporaries
+from unionfs.cli import aufsctl
 
 T = TypeVar("T")
 
@@ -58,6 +61,7 @@ class Union:
         self._expected_log: list[str] = []
         self._no_comparison = ""
         self._ignore_branches = ""
+        self._flawed = ""
         self._clear = False
         self._tmpfs: list[Path] = []
         self._read_only: dict[str, dict[str, Seen]] = {}
@@ -246,6 +250,11 @@ class Union:
         assert reason
         self._ignore_branches = reason
 
+    def branch_is_flawed(self, reason: str) -> None:
+        """The writable branch holds what ``aufsctl check`` complains about."""
+        assert reason
+        self._flawed = reason
+
     def clear_afterwards(self, reason: str) -> None:
         """Remove everything at the end: pytest cannot."""
         assert reason
@@ -265,6 +274,10 @@ class Union:
                 changed = differences(before, describe(self.branch(name)))
                 assert not changed, f"read-only branch {name} was changed: {changed}"
         self._check_log()
+        if not self._flawed:
+            for name in self._writable():
+                found = self.check(name)
+                assert not found, f"aufsctl check {name}: {found}"
         self._unmount_tmpfs()
         left = mounts_below(self.base)
         assert not left, f"still mounted: {left}"
@@ -288,6 +301,14 @@ class Union:
         """Wait for what the daemon does in the background."""
         for name in self._writable():
             eventually(partial(_is_settled, self.branch(name)), f"temporary names in {name}")
+
+    def check(self, name: str, *options: str) -> str:
+        """Run ``aufsctl check`` on a branch that is not mounted; returns what it found."""
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            status = aufsctl.main(["check", *options, str(self.branch(name))])
+        assert status in (0, 1), output.getvalue()
+        return output.getvalue() if status else ""
 
     def _compare_with_a_new_mount(self) -> None:
         self.settle()
