@@ -26,8 +26,8 @@ from typing import NoReturn
 
 import driver
 from scripts import demo_debian, demo_image, demo_rootless
+from scripts.debian_sources import DebianError
 from scripts.demo_compare import differences, facts_of
-from scripts.demo_debian_base import DebianError
 from scripts.demo_image import LAYERS, layer_tar, printable
 from scripts.demo_telling import call, heading, result, say, shell
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import driver
 from scripts import demo_debian_base as base
+from scripts.debian_sources import DebianError
 from scripts.demo_image import printable
 from scripts.demo_telling import call, heading, result, say, shell
 
@@ -59,11 +60,11 @@ def steps(store: driver.Driver, place: str) -> bool:
         Whether dpkg found everything in order.
 
     Raises:
-        base.DebianError: there is no base to be had.
+        DebianError: there is no base to be had.
         driver.DriverError: see there.
     """
     if lack := _missing_room(place):
-        raise base.DebianError(lack)
+        raise DebianError(lack)
     suite = base.host_suite()
     _apply(store, suite, _build(suite, Path(place)))
     root = _mount(store)

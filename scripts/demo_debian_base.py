@@ -17,24 +17,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.debian_sources import KEYRING, DebianError, code_name, command, debian_sources
 from scripts.demo_image import Entry, directory, layer_tar
 
 _CACHE = Path(__file__).resolve().parent.parent / ".cache"
-_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 # Settings of apt that say how to reach a mirror and how far to trust it.
 _SETTINGS = re.compile(r"Acquire::(https?|Check-|Retries|Force|Max-|Allow|Proxy)", re.IGNORECASE)
 _LEFT_OUT = (
     "./etc/apt/sources.list", "./etc/hostname", "./etc/resolv.conf",
-    "./var/cache/apt/archives/*.deb", "./var/cache/apt/*.bin", "./var/lib/apt/lists/*",
+    "./var/cache/apt/archives/*.deb", "./var/cache/apt/*.bin", "./var/lib/apt/lists/*_*",
     "./var/log/bootstrap.log",
 )  # fmt: skip
 # What debootstrap says of each package that begins one of its parts.
 _PARTS = ("Retrieving", "Extracting", "Unpacking", "Configuring")
-
-
-class DebianError(Exception):
-    """A Debian cannot be had here; ``str()`` says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,26 +56,14 @@ def host_suite() -> Suite:
     Raises:
         DebianError: it is no Debian, or its apt has no source of Debian that can be used.
     """
-    name = _code_name()
+    name = code_name()
+    sources = debian_sources()
+    mirrors = [source.uri for source in sources if name in (source.release, source.code)]
+    if not mirrors:
+        raise DebianError(f"apt has no source of {name}: see /etc/apt/sources.list.d")
     _need("debootstrap", "debian-archive-keyring")
-    found = list(_sources())
-    if not found:  # the lists, which say what comes from Debian, are not there
-        _do("apt-get", "update")
-        found = list(_sources())
-    mirrors = [uri for uri, release, code, _ in found if name in (release, code)]
-    usable = [uri for uri in mirrors if uri.startswith(("http:", "https:"))]
-    if not usable:
-        raise DebianError(
-            f"apt has no source of {name} by http or https, which is what debootstrap needs: "
-            "see /etc/apt/sources.list.d"
-        )
-    lines = [
-        f"deb [signed-by={_KEYRING}] {uri} {release} {component}"
-        for uri, release, _, component in found
-        if uri.startswith(("http:", "https:"))
-    ]
-    architecture = _output("dpkg", "--print-architecture").strip()
-    return Suite(name, architecture, usable[0], tuple(dict.fromkeys(lines)))
+    architecture = command("dpkg", "--print-architecture").strip()
+    return Suite(name, architecture, mirrors[0], tuple(one.line("deb") for one in sources))
 
 
 def cached_tar(suite: Suite) -> Path:
@@ -102,12 +86,12 @@ def build(suite: Suite, place: Path, tar: Path, progress: Callable[[str], None])
     root = place / "base"
     log = place / "debootstrap.log"
     alone = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
-    command = ["debootstrap", "--variant=minbase", f"--keyring={_KEYRING}", "--force-check-gpg"]
+    make = ["debootstrap", "--variant=minbase", f"--keyring={KEYRING}", "--force-check-gpg"]
     part = 0
     with (
         log.open("w", encoding="utf-8") as said,
         subprocess.Popen(
-            [*alone, *command, f"--arch={suite.architecture}", suite.name, root, suite.mirror],
+            [*alone, *make, f"--arch={suite.architecture}", suite.name, root, suite.mirror],
             env=os.environ | _proxies() | {"LC_ALL": "C.UTF-8"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -134,7 +118,7 @@ def build(suite: Suite, place: Path, tar: Path, progress: Callable[[str], None])
     unfinished = tar.with_suffix(".unfinished")
     left_out = [f"--exclude={pattern}" for pattern in _LEFT_OUT]
     try:
-        _do(
+        command(
             "tar", "--create", f"--file={unfinished}", f"--directory={root}", "--numeric-owner",
             "--xattrs", "--xattrs-include=*", "--acls", "--format=pax", *left_out, ".",
         )  # fmt: skip
@@ -148,7 +132,7 @@ def site_layer(suite: Suite) -> io.BytesIO:
     """Return a layer tar: what a container needs to know to reach the host's mirror."""
     files = {"etc/apt/sources.list": "".join(f"{line}\n" for line in suite.sources).encode()}
     settings = [
-        line for line in _output("apt-config", "dump").splitlines() if _SETTINGS.match(line)
+        line for line in command("apt-config", "dump").splitlines() if _SETTINGS.match(line)
     ]
     files["etc/apt/apt.conf.d/90host"] = "".join(f"{line}\n" for line in settings).encode()
     for path in ("/etc/hosts", "/etc/resolv.conf", *_certificates(suite, settings)):
@@ -170,30 +154,11 @@ def _certificates(suite: Suite, settings: list[str]) -> Iterator[str]:
             yield value.strip('";')
 
 
-def _code_name() -> str:
-    fields = {}
-    for line in Path("/etc/os-release").read_text(encoding="utf-8").splitlines():
-        key, _, value = line.partition("=")
-        fields[key] = value.strip('"')
-    if fields.get("ID") != "debian" or "VERSION_CODENAME" not in fields:
-        raise DebianError("this host is no Debian, whose apt could say where Debian is")
-    return fields["VERSION_CODENAME"]
-
-
-def _sources() -> Iterator[tuple[str, str, str, str]]:
-    """Yield URI, release, code name and component of everything that apt has from Debian."""
-    shape = "$(REPO_URI) $(RELEASE) $(CODENAME) $(COMPONENT)"
-    wanted = ("Created-By: Packages", "Origin: Debian")
-    for line in _output("apt-get", "indextargets", "--format", shape, *wanted).splitlines():
-        uri, release, code, component = line.split()
-        yield uri, release, code, component
-
-
 def _proxies() -> dict[str, str]:
     """Return apt's proxies as debootstrap, that is wget, looks for them."""
     found = {}
     for scheme in ("http", "https"):
-        text = _output("apt-config", "shell", "PROXY", f"Acquire::{scheme}::Proxy").strip()
+        text = command("apt-config", "shell", "PROXY", f"Acquire::{scheme}::Proxy").strip()
         proxy = text.partition("=")[2].strip("'")
         if proxy and proxy != "DIRECT":
             found[f"{scheme}_proxy"] = proxy
@@ -214,26 +179,5 @@ def _need(*packages: str) -> None:
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     first = subprocess.run(install, env=environment, capture_output=True, check=False)
     if first.returncode:  # the lists may be absent or out of date
-        _do("apt-get", "update")
-        _do(*install)
-
-
-def _do(*command: str) -> None:
-    done = subprocess.run(
-        command,
-        env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        last = " ".join(done.stderr.splitlines()[-3:])
-        raise DebianError(f"{' '.join(command[:2])} failed with status {done.returncode}: {last}")
-
-
-def _output(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DebianError(f"{' '.join(command[:2])} failed: {done.stderr.strip()}")
-    return done.stdout
+        command("apt-get", "update")
+        command(*install)
