@@ -150,10 +150,13 @@ def _module(
     plain = place / "plain"
     _make_folder(plain, user)
     comparison = Comparison(_run(suite, module, plain, place, user, "plain"))
+    print(end=";", flush=True)
     shutil.rmtree(plain, onerror=_make_writable)
     for profile in profiles:
         with _mounted(place / profile, profile, user) as (directory, log):
             comparison.mounted[profile] = _run(suite, module, directory, place, user, profile)
+        different = len(list(comparison.differences(profile)))
+        print(f", {different} differ" if different else "", end=";", flush=True)
         if log:
             comparison.trouble[profile] = "\n".join(log)
     return comparison
