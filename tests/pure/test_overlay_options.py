@@ -154,10 +154,7 @@ def test_a_quote_protects_commas_up_to_its_counterpart_only() -> None:
 
 @pytest.mark.parametrize(
     "word",
-    words(
-        "xattr_permissions=2 noxattrs plugins=/x allow_root redirect_dir=on "
-        "datadir+=/d remount"
-    ),
+    words("xattr_permissions=2 noxattrs plugins=/x allow_root redirect_dir=on datadir+=/d remount"),
 )
 def test_not_yet(word: str) -> None:
     assert "not yet supported" in refused(PLAIN + b"," + word.encode())
