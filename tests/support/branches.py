@@ -16,6 +16,7 @@ Stroke = tuple[tuple[bytes, ...], What, int]
 
 _FILE_MODES = (0o644, 0o600, 0o4755, 0o640)
 _DIRECTORY_MODES = (0o755, 0o700, 0o2775, 0o1777)
+_FOREIGN = (b"a", b"c")  # the names whose whiteouts are devices, where that is allowed
 _OLDEST_NS = 1_000_000_000_000_000_789  # 2001: nothing in a test gets such a time by chance
 
 
@@ -88,28 +89,40 @@ def _file(what: What, variant: int, writable: bool) -> File:
     return file
 
 
-def plant(tree: Tree, top: Path) -> None:
-    """Put a tree on the disk, below the existing directory ``top``."""
-    _plant(tree, os.fsencode(top), {})
+def plant(tree: Tree, top: Path, *, foreign: bool = False) -> None:
+    """Put a tree on the disk, below the existing directory ``top``.
+
+    foreign: write some whiteouts and opaque marks as overlayfs does.
+    """
+    _plant(tree, os.fsencode(top), {}, foreign=foreign)
 
 
-def _plant(tree: Tree, top: bytes, planted: dict[File, bytes]) -> None:
+def _plant(tree: Tree, top: bytes, planted: dict[File, bytes], *, foreign: bool) -> None:
     for name, node in tree.names.items():
         path = top + b"/" + name
         if isinstance(node, Tree):
             os.mkdir(path)
-            _plant(node, path, planted)
+            _plant(node, path, planted, foreign=foreign)
         elif node in planted:
             os.link(planted[node], path, follow_symlinks=False)
         else:
             _make(node, path)
             planted[node] = path
-    marks = [b".wh." + name for name in tree.whiteouts]
+    for name in tree.whiteouts:
+        if foreign and name not in tree.names and name in _FOREIGN:
+            os.mknod(top + b"/" + name, stat.S_IFCHR, 0)
+        else:
+            _mark(top + b"/.wh." + name)
     if tree.opaque:
-        marks.append(b".wh..wh..opq")
-    for mark in marks:
-        os.close(os.open(top + b"/" + mark, os.O_CREAT | os.O_WRONLY, 0o444))
+        if foreign and len(tree.names) % 2:
+            os.setxattr(top, "trusted.overlay.opaque", b"y")
+        else:
+            _mark(top + b"/.wh..wh..opq")
     _dress(tree, top)
+
+
+def _mark(path: bytes) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o444))
 
 
 def _make(file: File, path: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from unionfs.union.build import build_union
 from unionfs.union.core import (
@@ -193,14 +193,14 @@ class Running(Generic[T]):
             woken.waiting = False
             woken._advance(None, None)
 
-    def finish(self) -> T | None:
+    def finish(self) -> T:
         """Do all jobs that are left; the operation must not wait for another."""
         while self.job is not None:
             self.run_job()
         assert self.ended, "it waits for another operation"
         if self.error is not None:
             raise self.error
-        return self.result
+        return cast("T", self.result)
 
     def _advance(self, result: Any, error: OSError | None) -> None:
         try:

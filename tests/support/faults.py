@@ -41,6 +41,10 @@ _OPENING = (
 )
 
 
+class Killed(BaseException):
+    """The process has come to its end here; nothing it still tries has an effect."""
+
+
 class Faults:
     """Lets one system call fail while it is active: one that changes something, or one that opens.
 
@@ -57,7 +61,10 @@ class Faults:
 
     @contextmanager
     def at(self, count: int, number: int) -> Iterator[None]:
-        """Let the call number ``count`` (the first is 1) fail with the errno ``number``."""
+        """Let the call number ``count`` (the first is 1) fail with the errno ``number``.
+
+        For the number 0 the process is killed there, as far as its calls can tell.
+        """
         self._left, self.failed = count, ""
         with self._monkeypatch.context() as patch:
             for module, name in self._calls:
@@ -71,10 +78,18 @@ class Faults:
             self.failed = name
         return self._left == 0
 
+    def _raise(self, number: int) -> None:
+        if number == 0:
+            raise Killed
+        raise OSError(number, os.strerror(number))
+
+    def _is_dead(self, number: int) -> bool:
+        return number == 0 and self._left <= 0
+
     def _failing(self, real: Callable[..., Any], name: str, number: int) -> Callable[..., Any]:
         def call(*arguments: object, **options: object) -> Any:
-            if self._due(name):
-                raise OSError(number, os.strerror(number))
+            if self._due(name) or self._is_dead(number):
+                self._raise(number)
             return real(*arguments, **options)
 
         return call
@@ -82,8 +97,8 @@ class Faults:
     def _open(self, real: Callable[..., int], number: int) -> Callable[..., int]:
         def call(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
             creates = bool(flags & os.O_CREAT) or flags & os.O_TMPFILE == os.O_TMPFILE
-            if creates is not self._only_opening and self._due("open"):
-                raise OSError(number, os.strerror(number))
+            if creates is not self._only_opening and (self._due("open") or self._is_dead(number)):
+                self._raise(number)
             return real(path, flags, *arguments, **options)
 
         return call

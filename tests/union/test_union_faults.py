@@ -8,6 +8,7 @@ again works.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -19,8 +20,9 @@ import pytest
 
 from tests.support.branches import fingerprint
 from tests.support.cores import ROOT, Core
-from tests.support.faults import Faults
+from tests.support.faults import Faults, Killed
 from tests.support.trees import fill, temporaries
+from tests.support.twins import check_equal
 from tests.support.views import View, union_view
 from unionfs.union.core import Change, run_now
 
@@ -125,6 +127,14 @@ SCENARIOS: dict[str, Action] = {
 }
 
 
+# Two steps are needed, and between them a name is free: nothing old shows there.
+_FREE_BETWEEN: dict[str, list[tuple[bytes, ...]]] = {
+    "write when unlinked": [(b"w",)],
+    "move a directory onto an empty one": [(b"own.d",)],
+    "move a lower directory": [(b"own.d",)],
+}
+
+
 def seen(core: Core) -> View:
     """Return the view without the times of directories: taking something back leaves its trace."""
     return {
@@ -141,11 +151,11 @@ def without_counts(view: View) -> View:
     }
 
 
-def begin(base: Path) -> Core:
+def begin(base: Path, options: str = "volatile,udba=none") -> Core:
     """Return a union of fresh branches."""
     core = Core(Path(tempfile.mkdtemp(dir=base)))
     branches(core)
-    core.start(options="volatile,udba=none")
+    core.start(options=options)
     return core
 
 
@@ -200,3 +210,33 @@ def test_all_or_nothing(
         core.stop()
         assert fingerprint(core.base / "R") == lower, where
     assert opening or count > 1, "nothing was called"
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_killed_at_any_call(
+    mount_tmpfs: Callable[[str], Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the next mount finds is the state before or the state after, however early the end."""
+    action = SCENARIOS[name]
+    base = mount_tmpfs("branches")
+    core = begin(base, "profile=driver,volatile")
+    states = [seen(core)]
+    action(core)
+    states.append(seen(core))
+    core.stop()
+    for path in _FREE_BETWEEN.get(name, ()):
+        states.append({here: entry for here, entry in states[0].items() if here != path})
+    faults = Faults(monkeypatch)
+    for count in range(1, 1000):
+        core = begin(base, "profile=driver,volatile")
+        # OSError: what a dead process tries to undo may not be there.
+        with faults.at(count, 0), contextlib.suppress(Killed, OSError):
+            action(core)
+        if not faults.failed:
+            core.stop()
+            break
+        core.start()
+        found = without_counts(seen(core))
+        if found not in [without_counts(state) for state in states]:
+            check_equal(found, without_counts(states[0]))  # says what differs
+        core.stop()
