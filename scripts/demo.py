@@ -30,6 +30,7 @@ from scripts.debian_sources import DebianError
 from scripts.demo_compare import differences, facts_of
 from scripts.demo_image import LAYERS, layer_tar, printable
 from scripts.demo_telling import call, heading, result, say, shell
+from scripts.reachable import ImpossibleError
 
 _BIN = os.path.dirname(sys.executable)  # where aufsctl and fuse-aufs are
 
@@ -84,7 +85,7 @@ def main() -> int:
             print("demo: mounting takes root; as an ordinary user: scripts/demo --rootless")
             return 1
         return demo(rootless=False, debian=arguments.debian)
-    except (demo_rootless.ImpossibleError, DebianError, driver.DriverError) as error:
+    except (ImpossibleError, DebianError, driver.DriverError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -23,12 +23,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import TypedDict
 
+from scripts.reachable import ImpossibleError, make_reachable
+from scripts.reachable import run as run_command
+
 _PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _FIRST_ID = 61_184  # Debian leaves 61184 to 65519 to ids that are made up while running
-
-
-class ImpossibleError(Exception):
-    """Something that the host does not allow; ``str()`` is one line."""
 
 
 def run(stage: str | None, demo: Callable[[], int]) -> int:
@@ -106,7 +105,7 @@ def _in_view(place: str) -> int:
     """Become the user that owns ``place``, in this mount namespace: its mounts end with it."""
     user = os.stat(place).st_uid
     _open_device(place)
-    _make_reachable([_PROJECT, sys.base_prefix, place], user)
+    make_reachable([_PROJECT, sys.base_prefix, place], user)
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": place,
@@ -127,46 +126,11 @@ def _open_device(place: str) -> None:
     if status.st_mode & 0o006 == 0o006:
         return
     folder = tempfile.mkdtemp(dir=place)
-    _command("mount", "-t", "tmpfs", "-o", "mode=755", "fuse-aufs-demo", folder)
+    run_command("mount", "-t", "tmpfs", "-o", "mode=755", "fuse-aufs-demo", folder)
     node = os.path.join(folder, "fuse")
     os.mknod(node, stat.S_IFCHR, status.st_rdev)
     os.chmod(node, 0o666)
-    _command("mount", "--bind", node, "/dev/fuse")
-
-
-def _make_reachable(paths: Sequence[str], user: int) -> None:
-    """Let ``user`` reach ``paths`` in this namespace, if a folder above is closed (as /root is).
-
-    The closed folder is covered by an empty one, in which only the paths are mounted again.
-    """
-    for path in paths:
-        if not _can_search(path, user):
-            raise ImpossibleError(f"other users may not enter {path}: chmod o+rx it")
-    closed = {path: _closed_above(path, user) for path in paths}
-    held = {path: os.open(path, os.O_PATH | os.O_DIRECTORY) for path in paths if closed[path]}
-    try:
-        for folder in {folder for folder in closed.values() if folder}:
-            _command("mount", "-t", "tmpfs", "-o", "mode=755", "fuse-aufs-demo", folder)
-        for path, descriptor in held.items():
-            os.makedirs(path, exist_ok=True)
-            # By descriptor, for the name now means the empty folder; mount(8) must not look it up.
-            what = f"/proc/self/fd/{descriptor}"
-            _command("mount", "--no-canonicalize", "--bind", what, path, keep=descriptor)
-    finally:
-        for descriptor in held.values():
-            os.close(descriptor)
-
-
-def _closed_above(path: str, user: int) -> str | None:
-    """Return the topmost folder above ``path`` that ``user`` may not pass."""
-    parts = path.strip("/").split("/")
-    above = ("/" + "/".join(parts[:length]) for length in range(1, len(parts)))
-    return next((folder for folder in above if not _can_search(folder, user)), None)
-
-
-def _can_search(folder: str, user: int) -> bool:
-    status = os.stat(folder)
-    return bool(status.st_mode & (stat.S_IXUSR if status.st_uid == user else stat.S_IXOTH))
+    run_command("mount", "--bind", node, "/dev/fuse")
 
 
 # --- running -------------------------------------------------------------------------------------
@@ -174,13 +138,6 @@ def _can_search(folder: str, user: int) -> bool:
 
 def _again(stage: str) -> list[str]:
     return [sys.executable, "-m", "scripts.demo", "--rootless", f"--stage={stage}"]
-
-
-def _command(*command: str, keep: int | None = None) -> None:
-    kept = () if keep is None else (keep,)
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, pass_fds=kept)
-    if done.returncode:
-        raise ImpossibleError(f"cannot prepare a user's view: {done.stderr.strip()}")
 
 
 class _Identity(TypedDict):
