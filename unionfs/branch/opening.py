@@ -132,7 +132,7 @@ def _open(
             _check_writable(fd, shown)
             if exclusive:
                 lock_fd = _lock(fd, shown)
-        fd, walled = _wall_off(fd)
+        fd, walled = _wall_off(fd, writable=permission.writable)
         if permission.writable:
             return WritableBranch(
                 path,
@@ -204,13 +204,22 @@ def _lock(fd: int, shown: str) -> int:
         return lock_fd
 
 
-def _wall_off(fd: int) -> tuple[int, bool]:
-    """Return a descriptor of the branch without the mounts below it, and whether that worked."""
+def _wall_off(fd: int, *, writable: bool) -> tuple[int, bool]:
+    """Return a descriptor of the branch without the mounts below it, and whether that worked.
+
+    Where it does, the kernel also sees to it that nothing is written to a read-only branch, not
+    even the times of access of what is read there.
+    """
     try:
         clone = syscalls.open_tree_clone(fd)
     except OSError:
         return fd, False
     os.close(fd)
+    if not writable:
+        try:
+            syscalls.forbid_writing(clone)
+        except OSError:
+            pass  # an old kernel, or locked flags: then only times of access can change
     return clone, True
 
 
