@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from unionfs.union.state import Entry, State
 
 _ACL: Final = b"system.posix_acl_"
+_CLASSES: Final = (b"user.", b"trusted.", b"security.", b"system.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,10 +233,13 @@ def set_xattr(
     """Set an extended attribute, after copy-up.
 
     Raises:
-        OSError: ``EPERM`` for a private mark: nobody inside may forge one.
+        OSError: ``EPERM`` for a private mark: nobody inside may forge one. ``EOPNOTSUPP`` for a
+            name of no class; nothing is copied up for either.
     """
     if is_mark_xattr(key):
         raise OSError(EPERM, "a private mark of a union filesystem", key)
+    if not key.startswith(_CLASSES):
+        raise OSError(EOPNOTSUPP, "extended attributes have a class", key)
     _check_visible(state, key)
     yield from _bring_up(state, node)
     _reach(state, node, lambda path: os.setxattr(path, key, value))
