@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 _DAY_S: Final = 86400
 _BLOCK: Final = 4096
+_CAPABILITY: Final = b"security.capability"
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,10 @@ class UnionOperations(pyfuse3.Operations):
         self._next_handle = itertools.count(1)
         self._files: dict[int, FileHandle] = {}
         self._streams: dict[int, DirectoryStream] = {}
+        # A change of attributes that names none is either chown(2) to the present owner, or what
+        # the kernel sends before a write, right after it has taken a file capability away. The
+        # former clears set-user-id whoever calls, the latter spares root.
+        self._capability_lost: tuple[int, int] | None = None  # node, process
 
     # answers
 
@@ -297,6 +302,8 @@ class UnionOperations(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
     ) -> None:
         await self._drive(self.union.remove_xattr(self.union.node(inode), name))
+        if name == _CAPABILITY:
+            self._capability_lost = (inode, ctx.pid)
 
     @changing
     async def setattr(
@@ -315,6 +322,10 @@ class UnionOperations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
+        before_write = self._capability_lost == (inode, ctx.pid)
+        self._capability_lost = None
+        if before_write and ctx.uid == 0 and change == Change():
+            return self._attributes(self.union.getattr(self.union.node(inode)))
         return self._attributes(
             await self._drive(self.union.setattr(self.union.node(inode), change))
         )
