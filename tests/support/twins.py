@@ -28,7 +28,7 @@ from tests.support.views import (
     union_view,
     writable_branch,
 )
-from unionfs.branch import opening
+from unionfs import syscalls
 from unionfs.union import copyup
 from unionfs.union.build import build_union
 from unionfs.union.core import (
@@ -246,6 +246,13 @@ class Twins:
         self.kernel.pin(handle.node)
         self.handles.append((handle, file))
 
+    def hold(self, node: Node, shown: File | Directory) -> None:
+        """Keep a reference, as a working directory or an O_PATH descriptor does; of a few only."""
+        self.kernel.pin(node)
+        self.held.append((node, shown))
+        if len(self.held) > 3:
+            self.kernel.unpin(self.held.pop(0)[0])
+
     def close_file(self, which: int) -> None:
         """Check and close an open file."""
         if self.slow and self.slow[1] is self.handles[which][0]:
@@ -295,7 +302,7 @@ class Twins:
             return
         with pytest.MonkeyPatch.context() as patch:
             # As a daemon does that may not make private views of the branches.
-            patch.setattr(opening, "_wall_off", lambda fd: (fd, False))
+            patch.setattr(syscalls, "open_tree_clone", _forbidden)
             aside = self._built([self.layout[0].replace("=rw", "=ro+wh"), *self.layout[1:]])
         try:
             check_equal(union_view(aside)[0], expected)
@@ -360,6 +367,10 @@ def check_equal(seen: View, expected: View) -> None:
     """Compare two views path by path: of two whole trees nobody would see what differs."""
     for path in sorted(seen.keys() | expected.keys()):
         assert seen.get(path) == expected.get(path), (path, seen.get(path), expected.get(path))
+
+
+def _forbidden(_: int) -> int:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
 
 
 def _warned(text: str) -> None:

@@ -212,16 +212,18 @@ class Machine(Twins, RuleBasedStateMachine):
 
     # taking away and moving
 
-    @rule(which=pick, name=name, cold=st.booleans(), directory=st.booleans())
-    def remove(self, which: int, name: bytes, cold: bool, directory: bool) -> None:
-        """Unlink or rmdir, sometimes the wrong one."""
+    @rule(which=pick, name=name, cold=st.booleans(), directory=st.booleans(), hold=st.booleans())
+    def remove(self, which: int, name: bytes, cold: bool, directory: bool, hold: bool) -> None:
+        """Unlink or rmdir, sometimes the wrong one, sometimes while somebody stands in it."""
         blindly = which % 16 == 0
         places = self.places(files=not directory or blindly, directories=directory or blindly)
         parent, name = self.place(which, name, places)
         node = self.directory_node(parent, cold=cold)
         victim = parent.names.get(name)
         if victim:
-            self.node((parent, name))  # the kernel looks up before it asks
+            found = self.node((parent, name))  # the kernel looks up before it asks
+            if hold:
+                self.hold(found, victim)
         if directory:
             self.both(lambda: self.union.rmdir(node, name), lambda: self.model.rmdir(parent, name))
         else:
@@ -445,11 +447,9 @@ class Machine(Twins, RuleBasedStateMachine):
             self.kernel.shrink(2 + which % 2)
         elif what == "hold":
             places = self.places()
-            if places and len(self.held) < 3:
+            if places:
                 place = places[which % len(places)]
-                node = self.node(place)
-                self.kernel.pin(node)
-                self.held.append((node, place[0].names[place[1]]))
+                self.hold(self.node(place), place[0].names[place[1]])
         elif what == "let go":
             if self.held:
                 self.kernel.unpin(self.held.pop(which % len(self.held))[0])

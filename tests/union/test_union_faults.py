@@ -105,6 +105,7 @@ SCENARIOS: dict[str, Action] = {
     "move a directory with whiteouts": lambda core: core.rename("empty", "moved"),
     "move a directory to where one was removed": lambda core: core.rename("own", "gone.d"),
     "move a directory onto an empty one": lambda core: core.rename("own", "own.d"),
+    "move a directory onto one with whiteouts": lambda core: core.rename("own", "empty"),
     "move a directory onto a lower one": lambda core: core.rename("own", "d2/e"),
     "move a lower directory": lambda core: core.rename("d2/e", "own.d"),
     "chmod": lambda core: change(core, "d/f", Change(mode=0o600)),
@@ -131,6 +132,7 @@ SCENARIOS: dict[str, Action] = {
 _FREE_BETWEEN: dict[str, list[tuple[bytes, ...]]] = {
     "write when unlinked": [(b"w",)],
     "move a directory onto an empty one": [(b"own.d",)],
+    "move a directory onto one with whiteouts": [(b"empty",)],
     "move a lower directory": [(b"own.d",)],
 }
 

@@ -146,6 +146,18 @@ def test_two_names_of_a_file_are_one_node(tree: Core) -> None:
     assert tree.file("d/b") is tree.file("a")
 
 
+def test_a_name_made_by_link_or_rename_is_known_at_once(tree: Core) -> None:
+    """The kernel may use the node by its new name without ever looking that up."""
+    for old in ("f", "w", "a"):
+        node = tree.node(old)
+        tree.link(old, f"{old}.link")
+        tree.unlink(old)
+        assert tree.union.getattr(node).status.st_size == 1
+        run_now(tree.union.rename(*tree.at(f"{old}.link"), *tree.at(f"{old}.new")))
+        assert tree.union.getattr(node).status.st_size == 1
+        assert tree.node(f"{old}.new") is node
+
+
 def test_a_removed_directory_goes_when_nobody_stands_in_it(tree: Core) -> None:
     node = tree.mkdir("new")
     tree.rmdir("new")

@@ -143,6 +143,25 @@ def test_an_inode_used_again_gets_a_new_number_while_the_old_file_is_held(core: 
     assert core.file(name).number == new.number, "the number did not survive forget"
 
 
+def test_a_number_goes_with_the_copy_that_had_it(core: Core) -> None:
+    """The inode of a copy serves another file later: not under the number of the old one."""
+    (core.branch("R") / "f").write_text("R")
+    core.start()
+    node = core.file("f")
+    core.write("f", b"W")
+    inode = os.stat(core.base / "W/f").st_ino
+    core.unlink("f")
+    core.union.forget(node.number, node.lookups)
+    name = ""
+    for attempt in range(64):
+        name = f"n{attempt}"
+        # On the branch itself, so that nothing is told of its inode.
+        (core.base / "W" / name).touch()
+        if os.stat(core.base / "W" / name).st_ino == inode:
+            break
+    assert core.file(name).number != node.number
+
+
 def test_a_number_survives_copy_up_and_forget(core: Core) -> None:
     (core.branch("R") / "f").write_text("R")
     (core.base / "R/d").mkdir()
