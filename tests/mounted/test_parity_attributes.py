@@ -12,23 +12,7 @@ from functools import partial
 import pytest
 
 from tests.support.deviations import unexplained
-from tests.support.parity import (
-    ALICE,
-    BOB,
-    EVERYBODY,
-    KINDS,
-    ROOT,
-    Comparison,
-    Parity,
-    Table,
-    attempt,
-    comparisons,
-    file,
-    folder,
-    hardlink,
-    symlink,
-    thing,
-)
+from tests.support.parity import Comparison, Parity, Table, attempt, comparisons
 from tests.support.syscalls import (
     AT_EACCESS,
     AT_SYMLINK_NOFOLLOW,
@@ -38,6 +22,18 @@ from tests.support.syscalls import (
     futimens,
     utimensat,
     utimensat_now,
+)
+from tests.support.things import (
+    ALICE,
+    BOB,
+    EVERYBODY,
+    KINDS,
+    ROOT,
+    file,
+    folder,
+    hardlink,
+    symlink,
+    thing,
 )
 
 table = Table()

@@ -13,19 +13,10 @@ from functools import partial
 import pytest
 
 from tests.support.deviations import unexplained
-from tests.support.parity import (
-    ALICE,
-    EVERYBODY,
-    ROOT,
-    Comparison,
-    Parity,
-    Table,
-    attempt,
-    comparisons,
-    file,
-)
+from tests.support.parity import Comparison, Parity, Table, attempt, comparisons
 from tests.support.paths import CALLS, THINGS, closed_paths, limit, opened, over, wrong_paths
 from tests.support.syscalls import linkat
+from tests.support.things import ALICE, EVERYBODY, ROOT, file
 
 table = Table()
 

@@ -15,25 +15,20 @@ from functools import partial
 import pytest
 
 from tests.support.deviations import unexplained
-from tests.support.parity import (
+from tests.support.parity import Comparison, Parity, Table, attempt, comparisons, each
+from tests.support.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+from tests.support.things import (
     ALICE,
     BOB,
     EVERYBODY,
     KINDS,
     ROOT,
-    Comparison,
-    Parity,
-    Table,
-    attempt,
-    comparisons,
-    each,
     file,
     folder,
     hardlink,
     symlink,
     thing,
 )
-from tests.support.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
 
 table = Table()
 add = table.add

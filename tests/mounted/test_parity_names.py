@@ -14,25 +14,7 @@ from functools import partial
 import pytest
 
 from tests.support.deviations import unexplained
-from tests.support.parity import (
-    ALICE,
-    BOB,
-    EVERYBODY,
-    KINDS,
-    ROOT,
-    Comparison,
-    Parity,
-    Table,
-    attempt,
-    bound_socket,
-    comparisons,
-    each,
-    file,
-    folder,
-    hardlink,
-    symlink,
-    thing,
-)
+from tests.support.parity import Comparison, Parity, Table, attempt, comparisons, each
 from tests.support.syscalls import (
     AT_SYMLINK_FOLLOW,
     RENAME_EXCHANGE,
@@ -40,6 +22,19 @@ from tests.support.syscalls import (
     link_descriptor,
     linkat,
     renameat2,
+)
+from tests.support.things import (
+    ALICE,
+    BOB,
+    EVERYBODY,
+    KINDS,
+    ROOT,
+    bound_socket,
+    file,
+    folder,
+    hardlink,
+    symlink,
+    thing,
 )
 
 table = Table()

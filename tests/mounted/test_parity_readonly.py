@@ -11,18 +11,9 @@ from functools import partial
 import pytest
 
 from tests.support.deviations import unexplained
-from tests.support.parity import (
-    ALICE,
-    BOB,
-    KINDS,
-    ROOT,
-    Comparison,
-    Parity,
-    Table,
-    comparisons,
-    thing,
-)
+from tests.support.parity import Comparison, Parity, Table, comparisons
 from tests.support.paths import CALLS, THINGS, over
+from tests.support.things import ALICE, BOB, KINDS, ROOT, thing
 
 READ_ONLY = True
 table = Table()

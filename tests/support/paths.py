@@ -7,8 +7,9 @@ import stat
 from collections.abc import Callable
 from functools import partial
 
-from tests.support.parity import ALICE, KINDS, attempt, file, folder, symlink, thing
+from tests.support.parity import attempt
 from tests.support.syscalls import UTIME_OMIT, faccessat, linkat, renameat2, utimensat
+from tests.support.things import ALICE, KINDS, file, folder, symlink, thing
 
 THINGS = {
     "file": file(0o640, ALICE),
