@@ -135,7 +135,9 @@ class Machine(Twins, RuleBasedStateMachine):
         kind=st.sampled_from(("file", "open file", "directory", "directory", "symlink", "fifo")),
     )
     def create(self, where: int, name: bytes, variant: int, kind: str) -> None:
-        parent = self.directory(where)
+        self.make_one(self.directory(where), name, variant, kind)
+
+    def make_one(self, parent: Directory, name: bytes, variant: int, kind: str) -> None:
         node = self.directory_node(parent)
         caller = Caller(variant, variant * 2)
         made: File | Directory = File(0o600 + variant, *caller)
@@ -218,6 +220,41 @@ class Machine(Twins, RuleBasedStateMachine):
         blindly = which % 16 == 0
         places = self.places(files=not directory or blindly, directories=directory or blindly)
         parent, name = self.place(which, name, places)
+        self.take_away(parent, name, directory=directory, cold=cold, hold=hold)
+
+    @rule(
+        which=pick,
+        other=pick,
+        then=st.sampled_from(("stays", "goes", "is made anew", "is replaced")),
+    )
+    def empty(self, which: int, other: int, then: str) -> None:
+        """Empty a directory as rm -r does: what lower branches have in it must not come back."""
+        directories = self.places(files=False)
+        if not directories:
+            return
+        parent, name = directories[which % len(directories)]
+        top = parent.names[name]
+        assert isinstance(top, Directory)
+        for directory in reversed(list(top.walk())):
+            for child, node in sorted(directory.names.items()):
+                self.take_away(directory, child, directory=isinstance(node, Directory))
+        if then == "is replaced":
+            others = self.places(files=False)
+            self.rename(others[other % len(others)], parent, name, noreplace=False, cold=False)
+        elif then != "stays":
+            self.take_away(parent, name, directory=True)
+            if then == "is made anew":
+                self.make_one(parent, name, other % 8, "directory")
+
+    def take_away(
+        self,
+        parent: Directory,
+        name: bytes,
+        *,
+        directory: bool,
+        cold: bool = False,
+        hold: bool = False,
+    ) -> None:
         node = self.directory_node(parent, cold=cold)
         victim = parent.names.get(name)
         if victim:
