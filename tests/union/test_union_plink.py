@@ -11,6 +11,7 @@ import pytest
 from tests.support.branches import fingerprint
 from tests.support.cores import Core
 from tests.support.trees import fill, paths
+from unionfs import syscalls
 from unionfs.union.core import Change, run_now
 from unionfs.union.plink import tag_of
 
@@ -250,8 +251,10 @@ def test_a_writable_branch_that_has_become_a_layer(linked: Core) -> None:
 
 
 def test_the_tag_tells_branches_apart_and_not_names(
-    core: Core, mount_tmpfs: Callable[[str], Path]
+    core: Core, mount_tmpfs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # As when everything is made within one tick of the clock that births are taken from.
+    monkeypatch.setattr(syscalls, "statx_birth", lambda dir_fd, name: 1)
     for place in (mount_tmpfs("R1"), mount_tmpfs("R2")):
         (place / "a").touch()
         os.link(place / "a", place / "b")

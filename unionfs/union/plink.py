@@ -12,9 +12,9 @@ says all, so the relation is valid on disk at any time and found again by the ne
     NUMBER.INODE.TAG.REMAINING.lower  an empty file: nothing was copied up, but names were removed
 
 ``NUMBER`` is the inode number in the union. ``INODE`` and ``TAG`` say which lower file: its inode,
-and a digest of the lower branch's root (inode and birth) and the birth of the file, so that two
-branches, or an inode used again, are not mistaken. ``REMAINING`` counts the names that still lie
-only on the lower branch. Hence the link count that users see::
+and a digest of the lower branch's root (inode and birth, or number of the filesystem) and the birth
+of the file, so that two branches, or an inode used again, are not mistaken. ``REMAINING`` counts
+the names that still lie only on the lower branch. Hence the link count that users see::
 
     copied up:      links of the copy, less the entry, plus REMAINING
     not copied up:  REMAINING
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 # The counts are bounded: an entry in an image layer may say anything.
 _ENTRY: Final = re.compile(rb"(\d{1,20})\.(\d{1,20})\.([0-9a-f]{16})\.(\d{1,9})(\.lower)?")
+_TMPFS: Final = 0x01021994  # its number is random, and lasts as long as the files on it
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +97,12 @@ def tag_of_open(branch: Branch, fd: int) -> bytes:
 
 def _tag(branch: Branch, birth: int) -> bytes:
     # The root tells the branch: its inode and its birth, for the number of a filesystem changes on
-    # some with the device it is on. Where births are not recorded, that number has to do.
+    # some with the device it is on. Where births are not recorded, that number has to do; and in
+    # memory it must, where two filesystems made by one script are alike in inodes and births.
     fd = branch.root.fd
-    origin = syscalls.statx_birth(fd, b"") or os.fstatvfs(fd).f_fsid
+    origin = syscalls.statx_birth(fd, b"")
+    if not origin or syscalls.filesystem_magic(fd) == _TMPFS:
+        origin = os.fstatvfs(fd).f_fsid
     text = b"%d %d %d" % (origin, os.fstat(fd).st_ino, birth)
     return hashlib.blake2b(text, digest_size=8).hexdigest().encode()
 
