@@ -31,10 +31,19 @@ def warm() -> None:
 
 
 @pytest.fixture
-def union(tmp_path: Path, request: pytest.FixtureRequest, warm: None) -> Iterator[Union]:
+def spelling() -> str:
+    """How the union of a test is mounted; tests marked ``both_spellings`` run with both."""
+    return "br"
+
+
+@pytest.fixture
+def union(
+    tmp_path: Path, request: pytest.FixtureRequest, spelling: str, warm: None
+) -> Iterator[Union]:
     """A union that is not mounted yet; see ``tests/support/mounting.py`` for what it checks."""
     assert os.geteuid() == 0, "tests on real mounts have to run as root"
-    made = Union(tmp_path)
+    made = Union(tmp_path, spelling)
+    made.forked = spelling == "overlay"  # the command has been run for the other one
     try:
         yield made
         if not request.node.stash.get(_FAILED, False):

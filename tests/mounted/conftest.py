@@ -12,6 +12,18 @@ from tests.support.oracle import Oracle
 from tests.support.parity import Parity, parity
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests marked ``both_spellings`` with ``br:`` and with ``lowerdir=``, unless they differ.
+
+    The marker ``differs_in_overlay`` says why a test has no place in the profile ``overlay``.
+    """
+    test = metafunc.definition
+    if test.get_closest_marker("both_spellings"):
+        differs = test.get_closest_marker("differs_in_overlay")
+        assert differs is None or differs.args, f"{test.name}: give the reason"
+        metafunc.parametrize("spelling", ["br"] if differs else ["br", "overlay"])
+
+
 @pytest.fixture
 def oracle(union: Union) -> Oracle:
     """The union of this test beside a plain directory."""

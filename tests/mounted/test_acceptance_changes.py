@@ -28,6 +28,8 @@ from tests.support.trees import (
     temporaries,
 )
 
+pytestmark = pytest.mark.both_spellings
+
 # Create and remove
 
 

@@ -21,6 +21,8 @@ from tests.support.mounting import Union
 from tests.support.processes import as_user, eventually, refuse_setxattr
 from tests.support.trees import age, fails, fill, outcome, paths, temporaries
 
+pytestmark = pytest.mark.both_spellings
+
 MIB = 1 << 20
 
 
@@ -365,7 +367,7 @@ def test_case_30_killed_in_the_middle_of_a_copy(union: Union) -> None:
 def test_case_31_writing_to_a_fifo_copies_nothing(union: Union) -> None:
     os.mkfifo(union.R / "pipe", 0o600)
     os.mknod(union.R / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
-    top = union.start()
+    top = union.start(options="dev")
     reader = os.open(top / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     writer = os.open(top / "pipe", os.O_WRONLY | os.O_NONBLOCK)
     try:

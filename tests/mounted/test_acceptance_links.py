@@ -9,8 +9,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.support.mounting import Union
 from tests.support.trees import describe, fails, fill, paths
+
+pytestmark = pytest.mark.both_spellings
 
 PLINK = ".wh..wh.plnk"
 

@@ -16,6 +16,8 @@ from tests.support.directories import Listing, entries, listed
 from tests.support.mounting import Union
 from tests.support.trees import PRIVATE, fails, fill, paths
 
+pytestmark = pytest.mark.both_spellings
+
 
 def test_case_01_a_lower_file_is_read_in_place(union: Union) -> None:
     fill(union.R, "f")
@@ -186,6 +188,7 @@ def test_case_14_names_longer_than_242_bytes(union: Union) -> None:
     assert paths(union.W) == {longest}
 
 
+@pytest.mark.differs_in_overlay("the entry is seen, the whiteout hides what is lower")
 def test_case_15_a_whiteout_beside_its_entry_is_an_error(union: Union) -> None:
     fill(union.W, "f", ".wh.f", "g")
     union.branch_is_flawed("that is the case")
@@ -195,6 +198,7 @@ def test_case_15_a_whiteout_beside_its_entry_is_an_error(union: Union) -> None:
     assert listed(top) == ["g"]
 
 
+@pytest.mark.differs_in_overlay("the entry is seen, the whiteout hides what is lower")
 def test_case_15_without_udba_it_hides(union: Union) -> None:
     fill(union.W, "f", ".wh.f", "g")
     union.branch_is_flawed("that is the case")
@@ -204,6 +208,7 @@ def test_case_15_without_udba_it_hides(union: Union) -> None:
     assert listed(top) == ["g"]
 
 
+@pytest.mark.differs_in_overlay("the entry is seen, the whiteout hides what is lower")
 def test_case_15_on_a_lower_branch_it_hides(union: Union) -> None:
     fill(union.branch("T"), "d/")
     fill(union.W, "d/f", "d/.wh.f")

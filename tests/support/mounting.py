@@ -46,10 +46,12 @@ class Union:
 
     base: an empty directory; everything lives below it. Branches ``W`` and ``R`` are there from the
     beginning, others appear when they are named.
+    spelling: ``br`` or ``overlay``, how the layout is written down, and with it the profile.
     """
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, spelling: str = "br") -> None:
         self.base = base
+        self.spelling = spelling
         self.mount = base / "mnt"
         self.log = base / "log"
         self.state = base / "state"
@@ -113,7 +115,7 @@ class Union:
         self._options = options
         if not self._ignore_branches:
             self._remember_read_only_branches()
-        if self.forked:
+        if self.forked and self.preexec is None:
             self._start_by_fork()
         else:
             done = self.command()
@@ -123,14 +125,26 @@ class Union:
 
     def arguments(self) -> list[str]:
         """Return the arguments of ``fuse-aufs`` for the present layout and options."""
-        branches = []
-        for word in self._layout:
-            name, _, permission = word.partition("=")
-            branches.append(f"{self.branch(name)}={permission}")
-        options = ["br:" + ":".join(branches), f"log={self.log}"]
+        options = [self._spelled_layout(), f"log={self.log}"]
         if self._options:
             options.insert(0, self._options)
         return ["none", str(self.mount), "-o", ",".join(options)]
+
+    def _spelled_layout(self) -> str:
+        branches = [
+            (str(self.branch(name)), permission)
+            for name, _, permission in (word.partition("=") for word in self._layout)
+        ]
+        listed = "br:" + ":".join(f"{path}={permission}" for path, permission in branches)
+        if self.spelling == "br":
+            return listed
+        top, *lower = (permission for _, permission in branches)
+        if top not in ("rw", "ro+wh") or {*lower} - {"ro+wh"}:
+            return f"profile=overlay,{listed}"  # lowerdir= cannot say it
+        directories = [path for path, _ in branches]
+        upper = directories.pop(0) if top == "rw" else ""
+        options = "lowerdir=" + ":".join(directories)
+        return f"{options},upperdir={upper},workdir={self.branch('work')}" if upper else options
 
     def command(self) -> subprocess.CompletedProcess[str]:
         """Run ``fuse-aufs`` with the present layout and options, whatever comes out of it."""

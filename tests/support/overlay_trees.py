@@ -55,19 +55,19 @@ _DIRECTORY_MODES = (0o755, 0o700, 0o2775, 0o1777)
 CAPABILITY = struct.pack("<5I", 0x0200_0001, 1 << 13, 0, 0, 0)
 
 
-def _acl(*entries: tuple[int, int, int]) -> bytes:
+def acl(*entries: tuple[int, int, int]) -> bytes:
     """Return a POSIX ACL as its extended attribute holds it: (tag, permissions, id) each."""
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
-_ANYBODY = 0xFFFF_FFFF
+ANYBODY = 0xFFFF_FFFF
 # user::rwx user:1000:r-- group::r-x mask::r-x other::r--
-ACL = _acl(
-    (0x01, 7, _ANYBODY),
+ACL = acl(
+    (0x01, 7, ANYBODY),
     (0x02, 4, 1000),
-    (0x04, 5, _ANYBODY),
-    (0x10, 5, _ANYBODY),
-    (0x20, 4, _ANYBODY),
+    (0x04, 5, ANYBODY),
+    (0x10, 5, ANYBODY),
+    (0x20, 4, ANYBODY),
 )
 
 
