@@ -1,8 +1,8 @@
 """What we show equals what overlayfs of the kernel shows, for layers in the form of overlayfs.
 
-The layers are random, small and always the same ones. Hypothesis makes them; a whole set is then
-compared under one mount, because a mount for each would take minutes. When one differs, the
-smallest that still differs is looked for.
+Both are mounted in the same words (``lowerdir=``). The layers are random, small and always the same
+ones. Hypothesis makes them; a whole set is then compared under one mount, because a mount for each
+would take minutes. When one differs, the smallest that still differs is looked for.
 
 Where aufs wants something else than overlayfs, the layers are drawn so that it does not matter; the
 differences themselves are tests at the end, and listed in ``docs/differences.md``.
@@ -130,6 +130,10 @@ def test_layers_show_the_same_as_in_overlayfs(
 
 def test_changes_have_the_same_result_as_in_overlayfs(comparison: Comparison) -> None:
     _expect_none(comparison.changed, _changing())
+
+
+def test_what_overlayfs_leaves_shows_the_same_as_in_overlayfs(comparison: Comparison) -> None:
+    _expect_none(comparison.taken_over, _changing())
 
 
 # What differs on purpose: the titles are those of docs/differences.md.

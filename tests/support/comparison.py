@@ -21,12 +21,11 @@ from tests.support.overlay_trees import Case, Folder, Form, draw, plant
 from tests.support.trees import Seen, differences
 
 Report = dict[int, list[str]]
+View = dict[str, Seen]
 
 LOWER = ("R1", "R2", "R3")
-_OURS = "profile=driver,volatile"
-# What aufs always does, and overlayfs when asked: hard links stay links when they are copied up.
 # What aufs never does: renaming directories by reference.
-_THEIRS = "index=on,redirect_dir=off,metacopy=off,nfs_export=off"
+_THEIRS = "redirect_dir=off,metacopy=off,nfs_export=off"
 
 
 @contextlib.contextmanager
@@ -55,14 +54,19 @@ def _has_user_attributes(place: Path) -> bool:
 
 
 @contextlib.contextmanager
-def overlay(point: Path, lower: Sequence[Path], upper: Path | None = None) -> Iterator[Path]:
-    """Mount an overlay of the kernel; ``upper`` gets a work directory beside it."""
+def overlay(
+    point: Path, lower: Sequence[Path], upper: Path | None = None, *, index: str = "on"
+) -> Iterator[Path]:
+    """Mount an overlay of the kernel; ``upper`` gets a work directory beside it.
+
+    index: "on" for what aufs always does: hard links stay links when they are copied up.
+    """
     point.mkdir()
     options = f"lowerdir={':'.join(map(str, lower))}"
     if upper is not None:
         work = upper.with_name(upper.name + ".work")
         work.mkdir()
-        options += f",upperdir={upper},workdir={work},{_THEIRS}"
+        options += f",upperdir={upper},workdir={work},index={index},{_THEIRS}"
     subprocess.run(["mount", "-t", "overlay", "none", point, "-o", options], check=True)
     try:
         yield point
@@ -72,13 +76,14 @@ def overlay(point: Path, lower: Sequence[Path], upper: Path | None = None) -> It
 
 @contextlib.contextmanager
 def union(base: Path, *layout: str, changing: bool) -> Iterator[Union]:
-    """Mount a union of ours; at the end it is checked and taken down."""
-    made = Union(base)
+    """Mount a union of ours in the words of overlayfs; at the end it is checked and taken down."""
+    made = Union(base, "overlay")
+    made.forked = True
     if not changing:
         made.ignore_branches("nothing is done that could change them")
     made.no_comparison("what a new mount shows is compared with overlayfs")
     try:
-        made.start(*layout, options=_OURS)
+        made.start(*layout, options="volatile")
         yield made
         made.finish()
     except BaseException:
@@ -132,7 +137,7 @@ class Comparison:
             overlay(base / "theirs", [lower / name for name in LOWER], upper) as kernel,
             union(base / "ours", *_layout(names), changing=False) as ours,
         ):
-            return _compared(len(cases), kernel, ours.mount)
+            return _compared(_views(len(cases), kernel), ours.mount)
 
     def changed(self, cases: Sequence[Case]) -> Report:
         """Report where changes have another outcome or result than in overlayfs, now or later."""
@@ -152,10 +157,27 @@ class Comparison:
                 lines = make_changes(case, kernel / name, ours.mount / name)
                 if lines:
                     report[number] = lines
-            _add(report, "live", _compared(len(cases), kernel, ours.mount))
+            expected = _views(len(cases), kernel)
+            _add(report, "live", _compared(expected, ours.mount))
             ours.remount()
-            _add(report, "mounted again", _compared(len(cases), kernel, ours.mount))
+            _add(report, "mounted again", _compared(expected, ours.mount))
         return report
+
+    def taken_over(self, cases: Sequence[Case]) -> Report:
+        """Report where we show something else of an upper layer that overlayfs has changed."""
+        base = self._folder()
+        names = ("W", *LOWER)
+        _plant_all(base / "ours", names, [draw(case) for case in cases], self.form)
+        lower, upper = [base / "ours" / name for name in LOWER], base / "ours" / "W"
+        # Its record of hard links is not read: without it, it breaks them as what is left shows.
+        with overlay(base / "theirs", lower, upper, index="off") as kernel:
+            for number, case in enumerate(cases):
+                top, mentioned = kernel / _folder_name(number), case.mentioned()
+                for change in case.changes:
+                    change.prepared(top, mentioned).apply(top)
+            expected = _views(len(cases), kernel)
+        with union(base / "ours", *_layout(names), changing=True) as ours:
+            return _compared(expected, ours.mount)
 
     @contextlib.contextmanager
     def side_by_side(self, build: Callable[[Path], object]) -> Iterator[tuple[Path, Path]]:
@@ -223,12 +245,15 @@ def _plant_all(
                 plant(tree, base / name / _folder_name(number), form)
 
 
-def _compared(count: int, kernel: Path, ours: Path) -> Report:
+def _views(count: int, kernel: Path) -> list[View]:
+    return [look(kernel / _folder_name(number), phantoms=True) for number in range(count)]
+
+
+def _compared(expected: Sequence[View], ours: Path) -> Report:
     report: Report = {}
-    for number in range(count):
-        name = _folder_name(number)
+    for number, view in enumerate(expected):
         try:
-            lines = differences(look(kernel / name, phantoms=True), look(ours / name))
+            lines = differences(view, look(ours / _folder_name(number)))
         except OSError as error:
             lines = [f"cannot be read: {error}"]
         if lines:
@@ -241,7 +266,7 @@ def _add(report: Report, when: str, found: Report) -> None:
         report.setdefault(number, []).extend(f"{when}: {line}" for line in lines)
 
 
-def look(top: Path, *, phantoms: bool = False) -> dict[str, Seen]:
+def look(top: Path, *, phantoms: bool = False) -> View:
     """Describe everything below a directory, itself included, by relative path.
 
     Left out are link counts and sizes of directories, for both sides make them up, and recent
