@@ -90,7 +90,7 @@ def is_running(pid: int) -> bool:
     """Tell whether a process runs; one that only waits to be collected by init does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone, or gone between open and read
         return False
     return state not in "ZX"
 
