@@ -113,21 +113,3 @@ def test_a_foreign_owner_s_file_cannot_be_copied_up() -> None:
         (root / "foreign/f").chmod(0o644)
 
     inside(scenario, prepare=below)
-
-
-@pytest.mark.usefixtures("warm")
-def test_the_error_without_a_namespace() -> None:
-    """A plain user without one is told in one line what to do, and nothing is left behind."""
-
-    def run(place: Path) -> str:
-        union = Union(place)
-        done = union.command()
-        assert done.returncode == 1
-        assert not list(union.state.iterdir())
-        assert os.listdir(union.W) == []
-        return done.stderr
-
-    message = in_user_namespace(run, namespace=False)
-    assert message.count("\n") == 1
-    assert message.startswith("fuse-aufs: ")
-    assert "EPERM" in message

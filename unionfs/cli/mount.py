@@ -23,6 +23,7 @@ from unionfs.branch import Branch, open_branches
 from unionfs.control.state import StateError, StateFolder
 from unionfs.fuse import preflight, process
 from unionfs.fuse.log import LogFile, start_logging
+from unionfs.fuse.mounting import MountPoint
 from unionfs.text import printable
 from unionfs.union.build import union_of
 from unionfs.union.options import BranchSpec, MountOptions, OptionError, parse_options
@@ -174,8 +175,7 @@ def _mount(
 ) -> None:
     options = _with_absolute_paths(parse_options(texts, _warn))
     mountpoint = preflight.check_mountpoint(mountpoint)
-    preflight.check_device()
-    preflight.check_privilege()
+    point = MountPoint(mountpoint, preflight.find_way(mountpoint))
     if options.workdir is not None:
         preflight.check_workdir(options.workdir)
     process.raise_descriptor_limit()
@@ -188,9 +188,7 @@ def _mount(
         limit=options.profile.max_branches,
         warn=_warn,
     )
-    mount = _Mount(
-        branches, options, mountpoint, source or options.fsname or b"none", log_file, debug
-    )
+    mount = _Mount(branches, options, point, source or options.fsname or b"none", log_file, debug)
     if not foreground:
         process.run_detached(mount.serve, inherited=inherited, warn=_warn, explain=_explain)
         return
@@ -217,7 +215,7 @@ class _Mount:
 
     branches: list[Branch]
     options: MountOptions
-    mountpoint: bytes
+    point: MountPoint
     source: bytes
     log_file: LogFile | None
     debug: bool
@@ -241,11 +239,11 @@ class _Mount:
         try:
             serve(
                 union_of(self.branches, self.options),
-                self.mountpoint,
+                self.point,
                 self.source,
                 self.options,
                 on_ready=on_ready,
-                debug=self.debug,
+                warn=warn,
             )
         finally:
             if self.state is not None:
@@ -260,6 +258,6 @@ class _Mount:
     def _announce(self, warn: Callable[[str], None]) -> None:
         opened = [BranchSpec(branch.path, branch.permission) for branch in self.branches]
         try:
-            self.state = StateFolder.create(self.mountpoint, self.source, self.options, opened)
+            self.state = StateFolder.create(self.point.path, self.source, self.options, opened)
         except StateError as error:
             warn(str(error))

@@ -56,6 +56,7 @@ class UnionOperations(pyfuse3.Operations):
 
     Attributes:
         before_waiting: called when a request is about to wait (see ``eager.py``).
+        on_init: called when libfuse has got an INIT (see ``handshake.py``).
     """
 
     supports_dot_lookup = False  # would promise answers about nodes that were forgotten
@@ -79,6 +80,7 @@ class UnionOperations(pyfuse3.Operations):
         self._links_may_part = not union.state.rules.plink
         self._background = background
         self.before_waiting: Callable[[], None] = lambda: None
+        self.on_init: Callable[[], None] = lambda: None
         self._flush_needed = any(branch.writable and branch.remote for branch in union.branches)
         self._next_handle = itertools.count(1)
         self._files: dict[int, FileHandle] = {}
@@ -87,6 +89,10 @@ class UnionOperations(pyfuse3.Operations):
         # the kernel sends before a write, right after it has taken a file capability away. The
         # former clears set-user-id whoever calls, the latter spares root.
         self._capability_lost: tuple[int, int] | None = None  # node, process
+
+    def init(self) -> None:
+        """Called by libfuse while it answers INIT."""
+        self.on_init()
 
     # answers
 
@@ -112,7 +118,7 @@ class UnionOperations(pyfuse3.Operations):
         return answer
 
     def _caller(self, ctx: pyfuse3.RequestContext) -> Caller:
-        return Caller(self._ids.uid.stored(ctx.uid), self._ids.gid.stored(ctx.gid))
+        return Caller(self._ids.uid.stored(ctx.uid), self._ids.gid.stored(ctx.gid), ctx.umask)
 
     def _absent(self) -> pyfuse3.EntryAttributes:
         """The answer "there is nothing", which the kernel may remember."""

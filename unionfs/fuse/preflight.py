@@ -12,9 +12,9 @@ import os
 import stat
 from typing import Final
 
+from unionfs.fuse.mounting import DEVICE, find_helper
 from unionfs.text import printable
 
-_DEVICE: Final = "/dev/fuse"
 _CAP_SYS_ADMIN: Final = 21
 _NS_GET_USERNS: Final = 0xB701  # ioctl_ns(2)
 
@@ -85,27 +85,49 @@ def check_workdir(path: bytes) -> None:
 def check_device() -> None:
     """Make sure that the FUSE device is there and may be used.  Raises PreflightError."""
     try:
-        os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         number = error.errno or errno.EIO
-        problem, remedy = f"{_DEVICE} cannot be opened", "load the module: modprobe fuse"
+        problem, remedy = f"{DEVICE} cannot be opened", "load the module: modprobe fuse"
         if number == errno.ENOENT:
-            problem = f"there is no {_DEVICE}"
+            problem = f"there is no {DEVICE}"
             remedy = "load the module (modprobe fuse); in a container, pass the device to it"
         elif number in (errno.EACCES, errno.EPERM):
-            problem = f"no permission to use {_DEVICE}"
+            problem = f"no permission to use {DEVICE}"
             remedy = "run as root, or let everybody use it (chmod 666 /dev/fuse)"
         raise PreflightError(number, problem, remedy) from error
 
 
-def check_privilege() -> None:
-    """Make sure that this process may call mount(2).  Raises PreflightError."""
-    if not may_mount():
+def find_way(mountpoint: bytes) -> str | None:
+    """Find out how this process can mount: by itself, or with the help of ``fusermount3``.
+
+    mountpoint: as check_mountpoint returned it.
+    Returns the path of the helper, None when mount(2) is allowed.  Raises PreflightError.
+    """
+    check_device()
+    if may_mount():
+        return None
+    helper = find_helper() if os.geteuid() != 0 else None
+    if helper is None:
+        remedy = "run as root, or in a namespace of your own: unshare -Urm"
+        if os.geteuid() != 0:
+            remedy = "install fusermount3 (package fuse3), or " + remedy
+        raise PreflightError(errno.EPERM, "no permission to mount", remedy)
+    shown = printable(mountpoint)
+    if not os.access(mountpoint, os.W_OK, effective_ids=True):
+        raise PreflightError(
+            errno.EACCES,
+            f"mount point {shown} is not yours to cover",
+            "a plain user needs write permission on it",
+        )
+    status = os.stat(mountpoint)
+    if status.st_mode & stat.S_ISVTX and status.st_uid != os.geteuid():
         raise PreflightError(
             errno.EPERM,
-            "no permission to mount",
-            "run as root, or in a namespace of your own: unshare -Urm",
+            f"mount point {shown} is not yours to cover",
+            "a plain user must own it, for it has the sticky bit",
         )
+    return helper
 
 
 def may_mount() -> bool:

@@ -1,86 +1,85 @@
 """Serving one mount from beginning to end.
 
-The daemon opens ``/dev/fuse`` and calls mount(2) itself, so a refusal has an errno and the source
-shows in the mount table as it was given; libfuse then finds the ready descriptor as ``/dev/fd/N``.
-The mount is reported as ready when it has answered a request. It ends when somebody unmounts it, or
-SIGTERM does.
+The mount is made (``mounting.py``), its features are agreed on (``handshake.py``), and libfuse
+finds the ready descriptor as ``/dev/fd/N``. The mount is reported as ready when it has answered a
+request. It ends when somebody unmounts it, or SIGTERM does.
 """
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
 import os
 import signal
-import stat
+from errno import EBUSY, EPROTO, ETIMEDOUT
 from typing import TYPE_CHECKING, Final
 
 import pyfuse3
 import trio
 
-from unionfs import syscalls
 from unionfs.fuse.eager import take_requests_eagerly
+from unionfs.fuse.handshake import Feature, HandshakeError, Introduction, features, negotiate
 from unionfs.fuse.operations import UnionOperations
-from unionfs.text import octal_unescape, printable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from unionfs.fuse.mounting import MountPoint
     from unionfs.union.core import Job, Union
     from unionfs.union.options import MountOptions
 
-_TYPE: Final = b"fuse.aufs"
 _UNMOUNT_TRIES: Final = 5
 _UNMOUNT_PAUSE_S: Final = 0.1
+_INTRODUCTION_S: Final = 10.0
 
 log = logging.getLogger(__name__)
 
 
-class MountError(OSError):
-    """The mount could not be made; its text is one line for the user."""
-
-    def __init__(self, number: int, text: str) -> None:
-        super().__init__(number, text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return self.text
-
-
 def serve(
     union: Union,
-    mountpoint: bytes,
+    point: MountPoint,
     source: bytes,
     options: MountOptions,
     *,
     on_ready: Callable[[], None],
-    debug: bool = False,
+    warn: Callable[[str], None],
 ) -> None:
     """Mount a union and serve it until it is unmounted.
 
     Args:
         union: what to serve; closed when this returns.
-        mountpoint: absolute path of a directory.
+        point: where to mount it.
         source: what the mount table shows as the source, verbatim.
         options: mount flags and caching.
         on_ready: called once the mount answers.
-        debug: log every request that fails.
+        warn: called with a line for the user before that.
 
     Raises:
         MountError: the mount was refused, or never answered.
     """
+    mode = union.root.copies[0].branch.root.status().st_mode
+    wanted = None
+    if options.init == "own":
+        wanted = features(
+            trusting=options.udba == "none", acl=options.acl, links_may_part=not options.plink
+        )
     try:
-        device = _mount(union, mountpoint, source, options)
+        device = point.mount(source, options, mode, warn)
         try:
             union.prepare()
-            trio.run(_serve, union, mountpoint, options, device, on_ready)
+            try:
+                trio.run(_serve, union, point, options, device, wanted, on_ready)
+            except* HandshakeError as errors:
+                log.warning("INIT is left to libfuse: %s", _first(errors))
+                point.detach()
+                device = point.mount(source, options, mode, warn)
+                trio.run(_serve, union, point, options, device, None, on_ready)
         except BaseException as error:  # noqa: BLE001 - raised again, in a better form
-            _detach(mountpoint)  # no dead mount may stay
+            point.detach()  # no dead mount may stay
             raise _first(error) from None
-        if _is_dead(mountpoint):
-            log.error("the connection to the kernel was aborted: %s ends", printable(mountpoint))
-            _detach(mountpoint)
+        if point.is_dead():
+            log.error("the connection to the kernel was aborted: %s ends", point)
+            point.detach()
     finally:
         union.close()
 
@@ -92,158 +91,119 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
-def _mount(union: Union, mountpoint: bytes, source: bytes, options: MountOptions) -> int:
-    try:
-        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        name = errno.errorcode.get(error.errno or 0, "?")
-        raise MountError(
-            error.errno or errno.EIO,
-            f"/dev/fuse cannot be opened ({name}): load the fuse module, check its permissions",
-        ) from error
-    flags = 0
-    for wanted, flag in (
-        (options.read_only, syscalls.MS_RDONLY),
-        (not options.suid, syscalls.MS_NOSUID),
-        (not options.dev, syscalls.MS_NODEV),
-        (not options.exec, syscalls.MS_NOEXEC),
-        (options.noatime, syscalls.MS_NOATIME),
-        (options.nodiratime, syscalls.MS_NODIRATIME),
-        (options.sync, syscalls.MS_SYNCHRONOUS),
-        (options.dirsync, syscalls.MS_DIRSYNC),
-    ):
-        if wanted:
-            flags |= flag
-    root_mode = stat.S_IFMT(union.root.copies[0].branch.root.status().st_mode)
-    data = b"fd=%d,rootmode=%o,user_id=%d,group_id=%d,default_permissions" % (
-        device,
-        root_mode,
-        os.geteuid(),
-        os.getegid(),
-    )
-    if options.allow_other:
-        data += b",allow_other"
-    try:
-        syscalls.mount(source, mountpoint, _TYPE, flags, data)
-    except OSError as error:
-        os.close(device)
-        name = errno.errorcode.get(error.errno or 0, "?")
-        advice = {
-            "EPERM": "mounting needs root, or root in a user namespace (unshare -Urm)",
-            "ENODEV": "this kernel has no FUSE: load the fuse module",
-            "ENOTDIR": "the mount point must be a directory",
-            "ENOENT": "create the mount point first",
-        }.get(name, os.strerror(error.errno or 0))
-        raise MountError(
-            error.errno or errno.EIO,
-            f"{printable(mountpoint)} cannot be mounted ({name}): {advice}",
-        ) from error
-    return device
-
-
 async def _serve(
     union: Union,
-    mountpoint: bytes,
+    point: MountPoint,
     options: MountOptions,
     device: int,
+    wanted: Feature | None,  # None: INIT is left to libfuse
     on_ready: Callable[[], None],
 ) -> None:
     # Signals first: from the moment the mount answers, somebody may want it to end.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        await _serve_requests(union, mountpoint, options, device, on_ready, signals)
+        async with trio.open_nursery() as background:
+
+            def start(job: Job) -> None:
+                background.start_soon(_run_job, job)
+
+            operations = UnionOperations(
+                union, trusting=options.udba == "none", fsync=options.fsync, background=start
+            )
+            if wanted is None:
+                await _serve_requests(operations, point, device, signals, on_ready, union.cancel)
+                return
+            introduction = _introduce(device, wanted)
+            operations.on_init = introduction.finish
+
+            def cancel() -> None:
+                if introduction.done:  # else another attempt follows
+                    union.cancel()
+
+            try:
+                async with trio.open_nursery() as watch:
+                    watch.start_soon(_give_up, introduction)
+                    await _serve_requests(
+                        operations, point, introduction.fd, signals, on_ready, cancel
+                    )
+                    watch.cancel_scope.cancel()
+                if not introduction.done:
+                    raise HandshakeError(EPROTO, "libfuse ended before it had the device")
+            except* OSError as errors:
+                if introduction.done:
+                    raise
+                # Whatever went wrong so far, nothing has been served.
+                raise HandshakeError(EPROTO, str(_first(errors))) from errors
+            finally:
+                introduction.close()
+
+
+def _introduce(device: int, wanted: Feature) -> Introduction:
+    try:
+        return Introduction(device, negotiate(device, wanted))
+    except HandshakeError:
+        os.close(device)
+        raise
 
 
 async def _serve_requests(
-    union: Union,
-    mountpoint: bytes,
-    options: MountOptions,
+    operations: UnionOperations,
+    point: MountPoint,
     device: int,
-    on_ready: Callable[[], None],
     signals: AsyncIterator[int],
+    on_ready: Callable[[], None],
+    cancel: Callable[[], None],
 ) -> None:
-    async with trio.open_nursery() as background:
-
-        def start(job: Job) -> None:
-            background.start_soon(_run_job, job)
-
-        operations = UnionOperations(
-            union, trusting=options.udba == "none", fsync=options.fsync, background=start
-        )
-        pyfuse3.init(operations, f"/dev/fd/{device}", set())
-        turnstile = take_requests_eagerly(device)
-        operations.before_waiting = turnstile.let_another_in
-        turnstile.on_gone = union.cancel
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_unmount_on_signal, mountpoint, signals)
-                nursery.start_soon(_report_when_ready, mountpoint, on_ready)
-                # Objects made so far stay: the collector need not look at them again.
-                gc.collect()
-                gc.freeze()
-                await pyfuse3.main()
-                union.cancel()
-                nursery.cancel_scope.cancel()
-        finally:
-            pyfuse3.close(unmount=False)
+    pyfuse3.init(operations, f"/dev/fd/{device}", set())
+    turnstile = take_requests_eagerly(device)
+    operations.before_waiting = turnstile.let_another_in
+    turnstile.on_gone = cancel
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_unmount_on_signal, point, signals)
+            nursery.start_soon(_report_when_ready, point, on_ready)
+            # Objects made so far stay: the collector need not look at them again.
+            gc.collect()
+            gc.freeze()
+            await pyfuse3.main()
+            cancel()
+            nursery.cancel_scope.cancel()
+    finally:
+        pyfuse3.close(unmount=False)
 
 
 async def _run_job(job: Job) -> None:
     await trio.to_thread.run_sync(job.run)
 
 
-async def _report_when_ready(mountpoint: bytes, on_ready: Callable[[], None]) -> None:
-    await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
+async def _give_up(introduction: Introduction) -> None:
+    await trio.sleep(_INTRODUCTION_S)
+    if not introduction.done:
+        raise HandshakeError(ETIMEDOUT, "libfuse did not take the INIT that it was given")
+
+
+async def _report_when_ready(point: MountPoint, on_ready: Callable[[], None]) -> None:
+    await trio.to_thread.run_sync(os.stat, point.path, abandon_on_cancel=True)
     on_ready()
 
 
-async def _unmount_on_signal(mountpoint: bytes, signals: AsyncIterator[int]) -> None:
+async def _unmount_on_signal(point: MountPoint, signals: AsyncIterator[int]) -> None:
     async for _ in signals:
-        await _unmount(mountpoint)
+        await _unmount(point)
 
 
-async def _unmount(mountpoint: bytes) -> None:
+async def _unmount(point: MountPoint) -> None:
     """Unmount; when the mount stays in use, take it out of the tree and let the users finish."""
     for _ in range(_UNMOUNT_TRIES):
-        if not is_mounted(mountpoint):
-            log.warning("another mount lies on %s: unmount that one first", printable(mountpoint))
+        if not point.is_mounted():
+            log.warning("another mount lies on %s: unmount that one first", point)
             return
         try:
-            await trio.to_thread.run_sync(syscalls.umount, mountpoint)
+            await trio.to_thread.run_sync(point.unmount)
         except OSError as error:
-            if error.errno != errno.EBUSY:
+            if error.errno != EBUSY:
                 return
             await trio.sleep(_UNMOUNT_PAUSE_S)
         else:
             return
-    log.warning("%s is in use: detached, its users go on until they close", printable(mountpoint))
-    _detach(mountpoint)
-
-
-def _detach(mountpoint: bytes) -> None:
-    """Take our mount out of the tree, if it is the one that is visible at its mount point."""
-    if not is_mounted(mountpoint):
-        return
-    try:
-        syscalls.umount(mountpoint, syscalls.MNT_DETACH)
-    except OSError as error:
-        log.warning("%s cannot be unmounted: %s", printable(mountpoint), error)
-
-
-def _is_dead(mountpoint: bytes) -> bool:
-    """Tell whether a mount without a server is at the mount point (ours is closed by now)."""
-    try:
-        os.stat(mountpoint)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
-
-
-def is_mounted(mountpoint: bytes) -> bool:
-    """Tell whether the topmost mount at a path is a union; it need not answer for that."""
-    topmost = b""
-    with open("/proc/self/mountinfo", "rb") as table:
-        for line in table:
-            fields = line.split()
-            if octal_unescape(fields[4]) == mountpoint:
-                topmost = fields[fields.index(b"-") + 1]
-    return topmost == _TYPE
+    log.warning("%s is in use: detached, its users go on until they close", point)
+    await trio.to_thread.run_sync(point.detach)

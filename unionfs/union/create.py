@@ -1,16 +1,17 @@
 """Creating: files, directories, symbolic links, special nodes (aufs.md 6.1).
 
-The daemon creates an object as its own and then gives it to the caller. The branch's filesystem has
-its say about the mode, for a default ACL of the parent may take permissions away; but a set-user-id
-bit is added only once the owner is the right one. The set-group-id bit of the parent hands its
-group down, and a sub-directory inherits the bit, as on any filesystem.
+The daemon creates an object as its own and then gives it to the caller. The branch's filesystem
+has its say about the mode, for a default ACL of the parent may take permissions away, in place of
+the caller's umask; but a set-user-id bit is added only once the owner is the right one. The
+set-group-id bit of the parent hands its group down, and a sub-directory inherits the bit, as on any
+filesystem.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from errno import EPERM
+from errno import ENODATA, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING, Final
 
 from unionfs.union.lookup import node_of
@@ -18,8 +19,10 @@ from unionfs.union.names import Claim, claim, undone_on_failure
 from unionfs.union.state import Caller, Entry, State
 
 if TYPE_CHECKING:
+    from unionfs.branch import WritableDirectory
     from unionfs.union.nodes import DirectoryNode
 
+_DEFAULT_ACL: Final = b"system.posix_acl_default"
 _PLAIN_BITS: Final = 0o1777
 _OWNER_BITS: Final = stat.S_ISUID | stat.S_ISGID
 
@@ -30,9 +33,10 @@ def create_file(
     """Create a regular file and return it with a descriptor opened for reading and writing.
 
     Args:
-        mode: permission bits, umask already applied.
+        mode: permission bits, before the umask.
     """
     claimed = claim(state, parent, name)
+    mode = _masked(state, claimed, mode, caller)
     fd = claimed.directory.create_file(name, mode & _PLAIN_BITS)
     try:
         with undone_on_failure(claimed):
@@ -49,6 +53,7 @@ def make_directory(
 ) -> Entry:
     """Create a directory. Where something of that name was removed before, it is opaque."""
     claimed = claim(state, parent, name)
+    mode = _masked(state, claimed, mode, caller)
     directory = claimed.directory
     directory.make_directory(name, mode & _PLAIN_BITS)
     with undone_on_failure(claimed, directory=True):
@@ -89,11 +94,28 @@ def make_node(
     if kind == stat.S_IFCHR and device == 0:
         raise OSError(EPERM, "a character device 0:0 is a whiteout elsewhere", name)
     claimed = claim(state, parent, name)
+    mode = _masked(state, claimed, mode, caller)
     claimed.directory.make_node(name, kind | mode & _PLAIN_BITS, device)
     with undone_on_failure(claimed):
         _give(state, claimed, caller, mode)
         claimed.done()
     return _finish(state, parent, claimed)
+
+
+def _masked(state: State, claimed: Claim, mode: int, caller: Caller) -> int:
+    """Apply the umask, but in a directory with a default ACL: there the ACL counts instead."""
+    if not mode & caller.umask or (state.rules.acl and _has_default_acl(claimed.directory)):
+        return mode
+    return mode & ~caller.umask
+
+
+def _has_default_acl(directory: WritableDirectory) -> bool:
+    try:
+        return bool(directory.get_xattr(b".", _DEFAULT_ACL))
+    except OSError as error:
+        if error.errno in (ENODATA, EOPNOTSUPP):
+            return False
+        raise
 
 
 def _give(state: State, claimed: Claim, caller: Caller, mode: int) -> None:

@@ -51,6 +51,8 @@ class MountOptions:
 
     log: file for the daemon's messages, None for syslog.  fsname: source to show in /proc/mounts.
     dirwh: number of whiteouts up to which rmdir empties a directory at once (aufs.md 6.2).
+    allow_other: whether all users may use the mount; None: if that can be had.
+    init: who negotiates with the kernel, we (``own``) or ``pyfuse3`` (see ``fuse/handshake.py``).
     workdir: a directory that overlay mounts name.  It has to exist, and nothing is written there,
     so two mounts that differ only in this are the same.
     """
@@ -71,7 +73,8 @@ class MountOptions:
     nodiratime: bool = False
     sync: bool = False
     dirsync: bool = False
-    allow_other: bool = True
+    allow_other: bool | None = None
+    init: str = "own"
     fsname: bytes | None = None
     log: bytes | None = None
     dirwh: int = 3
@@ -215,7 +218,7 @@ _KNOWN: Final = sorted(
         *_IGNORED_VALUES,
         *_NOT_YET,
         *_POLICIES_NOT_YET,
-        *("br", "dirs", "udba", "xino", "profile", "log", "fsname"),
+        *("br", "dirs", "udba", "xino", "profile", "log", "fsname", "init"),
         *("lowerdir", "upperdir", "workdir"),
         *_ID_MAPS,
         *_SQUASHES,
@@ -280,6 +283,8 @@ class _Reader:
             self.changes.update(FLAGS[name])
         elif name == "udba":
             self.changes["udba"] = _udba(_text(value))
+        elif name == "init":
+            self.changes["init"] = _init(_text(value))
         elif name in _ID_MAPS or name in _SQUASHES:
             ids = self.changes.get("ids", IdMapping())
             self.changes["ids"] = _id_mapping(ids, name, value)
@@ -341,6 +346,12 @@ def _profile(value: bytes | None) -> Profile:
             "use profile=aufs, profile=overlay or profile=driver",
         )
     return PROFILES[name]
+
+
+def _init(who: str) -> str:
+    if who not in ("own", "pyfuse3"):
+        raise OptionError(f"bad value in init={printable(who)}", "use init=own or init=pyfuse3")
+    return who
 
 
 def _udba(level: str) -> str:

@@ -40,10 +40,14 @@ class Entry(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """On whose behalf something is created."""
+    """On whose behalf something is created.
+
+    The umask does not count in a directory with a default ACL.
+    """
 
     uid: int
     gid: int
+    umask: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,257 @@
+"""Making the mount and taking it away again.
+
+Who may call mount(2) does so: root, and root of a user namespace. The daemon opens ``/dev/fuse``
+itself then, so a refusal has an errno and the source shows in the mount table as it was given.
+
+A plain user has to ask ``fusermount3``, a small set-user-id program that comes with FUSE. It checks
+that the mount point is the user's to cover, mounts with ``nosuid,nodev`` whatever was asked for,
+and hands the FUSE descriptor over through a socket whose number it finds in its environment.
+Unmounting goes the same way.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import socket
+import stat
+import subprocess
+from typing import TYPE_CHECKING, Final
+
+from unionfs import syscalls
+from unionfs.text import octal_unescape, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from unionfs.union.options import MountOptions
+
+TYPE: Final = b"fuse.aufs"
+DEVICE: Final = "/dev/fuse"
+_HELPER: Final = "fusermount3"
+_HELPER_CONFIGURATION: Final = "/etc/fuse.conf"
+
+log = logging.getLogger(__name__)
+
+
+class MountError(OSError):
+    """The mount could not be made; its text is one line for the user."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(number, text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class MountPoint:
+    """A directory, and the mount of ours on it.
+
+    Args:
+        path: absolute, without symbolic links.
+        helper: path of ``fusermount3`` for a user who may not call mount(2); else None.
+    """
+
+    def __init__(self, path: bytes, helper: str | None = None) -> None:
+        self.path = path
+        self.helper = helper
+
+    def __str__(self) -> str:
+        return printable(self.path)
+
+    def mount(
+        self, source: bytes, options: MountOptions, mode: int, warn: Callable[[str], None]
+    ) -> int:
+        """Mount, and return the FUSE descriptor.
+
+        Args:
+            source: what the mount table shows as the source, verbatim.
+            options: flags of the mount.
+            mode: file type and permissions of the root directory.
+            warn: called with a line about each option that had to be dropped.
+
+        Raises:
+            MountError: the mount was refused.
+        """
+        if self.helper is not None:
+            return self._ask_helper(self.helper, source, options, warn)
+        try:
+            device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            name = errno.errorcode.get(error.errno or 0, "?")
+            raise MountError(
+                error.errno or errno.EIO,
+                f"{DEVICE} cannot be opened ({name}): load the fuse module, check its permissions",
+            ) from error
+        data = b"fd=%d,rootmode=%o,user_id=%d,group_id=%d,default_permissions" % (
+            device,
+            stat.S_IFMT(mode),
+            os.geteuid(),
+            os.getegid(),
+        )
+        if options.allow_other is not False:
+            data += b",allow_other"
+        flags = 0
+        for flag, _ in _flags(options):
+            flags |= flag
+        try:
+            syscalls.mount(source, self.path, TYPE, flags, data)
+        except OSError as error:
+            os.close(device)
+            name = errno.errorcode.get(error.errno or 0, "?")
+            advice = {
+                "EPERM": "mounting needs root, or root in a user namespace (unshare -Urm)",
+                "ENODEV": "this kernel has no FUSE: load the fuse module",
+                "ENOTDIR": "the mount point must be a directory",
+                "ENOENT": "create the mount point first",
+            }.get(name, os.strerror(error.errno or 0))
+            raise MountError(
+                error.errno or errno.EIO, f"{self} cannot be mounted ({name}): {advice}"
+            ) from error
+        return device
+
+    def _ask_helper(
+        self,
+        helper: str,
+        source: bytes,
+        options: MountOptions,
+        warn: Callable[[str], None],
+    ) -> int:
+        words = [
+            b"default_permissions",
+            b"fsname=" + _escaped(source),
+            b"subtype=" + TYPE.partition(b".")[2],
+            *(word for _, word in _flags(options) if word),
+        ]
+        if options.allow_other is not False:
+            if others_allowed():
+                words.append(b"allow_other")
+            elif options.allow_other:
+                warn(
+                    f"allow_other is dropped: the administrator has to set user_allow_other in "
+                    f"{_HELPER_CONFIGURATION} first"
+                )
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            done = subprocess.run(
+                [helper, "-o", b",".join(words), "--", self.path],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+            theirs.close()
+            _, descriptors, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        if done.returncode != 0 or not descriptors:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise MountError(
+                errno.EPERM, f"{self} cannot be mounted (EPERM): {_last_words(done.stderr)}"
+            )
+        return descriptors[0]
+
+    def unmount(self) -> None:
+        """Unmount.
+
+        Raises:
+            OSError: ``EBUSY`` when the mount is in use, and as umount(2).
+        """
+        self._unmount(0, ())
+
+    def detach(self) -> None:
+        """Take our mount out of the tree, if it is the one that is visible at its mount point."""
+        if not self.is_mounted():
+            return
+        try:
+            self._unmount(syscalls.MNT_DETACH, ("-z",))
+        except OSError as error:
+            log.warning("%s cannot be unmounted: %s", self, error)
+
+    def _unmount(self, flags: int, words: Sequence[str]) -> None:
+        if self.helper is None:
+            syscalls.umount(self.path, flags)
+            return
+        done = subprocess.run(
+            [self.helper, "-u", *words, "--", self.path],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        if done.returncode != 0:
+            # It has words only, and in use is the one reason that passes.
+            raise OSError(errno.EBUSY, _last_words(done.stderr))
+
+    def is_mounted(self) -> bool:
+        """Tell whether the topmost mount here is a union; it need not answer for that."""
+        topmost = b""
+        with open("/proc/self/mountinfo", "rb") as table:
+            for line in table:
+                fields = line.split()
+                if octal_unescape(fields[4]) == self.path:
+                    topmost = fields[fields.index(b"-") + 1]
+        return topmost == TYPE
+
+    def is_dead(self) -> bool:
+        """Tell whether a mount without a server is here."""
+        try:
+            os.stat(self.path)
+        except OSError as error:
+            return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+        return False
+
+
+def find_helper() -> str | None:
+    """Return the path of ``fusermount3``, or None where it is not installed or of no use."""
+    helper = shutil.which(_HELPER)
+    if helper is None or not os.stat(helper).st_mode & stat.S_ISUID:
+        return None
+    return helper
+
+
+def others_allowed() -> bool:
+    """Tell whether the administrator lets plain users open their mounts to others."""
+    try:
+        with open(_HELPER_CONFIGURATION, encoding="utf-8", errors="replace") as lines:
+            # As the helper reads it: a line without an end is not taken.
+            return any(
+                line.endswith("\n") and line.partition("#")[0].strip() == "user_allow_other"
+                for line in lines
+            )
+    except OSError:
+        return False
+
+
+def _flags(options: MountOptions) -> list[tuple[int, bytes]]:
+    """Return the flags that are wanted: for mount(2), and as the words of the helper."""
+    return [
+        (flag, word)
+        for wanted, flag, word in (
+            (options.read_only, syscalls.MS_RDONLY, b"ro"),
+            (not options.suid, syscalls.MS_NOSUID, b"nosuid"),
+            (not options.dev, syscalls.MS_NODEV, b"nodev"),
+            (not options.exec, syscalls.MS_NOEXEC, b"noexec"),
+            (options.noatime, syscalls.MS_NOATIME, b"noatime"),
+            # Not a word of Debian's helper. A union keeps no access times of its own anyway.
+            (options.nodiratime, syscalls.MS_NODIRATIME, b""),
+            (options.sync, syscalls.MS_SYNCHRONOUS, b"sync"),
+            (options.dirsync, syscalls.MS_DIRSYNC, b"dirsync"),
+        )
+        if wanted
+    ]
+
+
+def _escaped(value: bytes) -> bytes:
+    r"""Protect a value in an option list: ``\`` before what would end it."""
+    return value.replace(b"\\", b"\\\\").replace(b",", b"\\,")
+
+
+def _last_words(output: bytes) -> str:
+    """Return the last line that the helper said, without its name."""
+    lines = output.decode(errors="replace").strip().splitlines() or ["it did not say why"]
+    return printable(lines[-1].rpartition(f"{_HELPER}: ")[2])
