@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.support.changes import MAKING, PAIRS, VERBS, Change
-from tests.support.comparison import Comparison, Report, disk, smallest
+from tests.support.comparison import Comparison, Report, disk, overlay, smallest
 from tests.support.oracle import symbol_of
 from tests.support.overlay_trees import WHAT, Case, Form
 
@@ -241,3 +241,23 @@ def test_difference_directories_that_can_be_renamed(comparison: Comparison) -> N
             assert symbol_of(os.rename, kernel / name, kernel / "new") == "EXDEV"
             assert symbol_of(os.rename, ours / name, ours / f"new {name}") == expected
         assert sorted(os.listdir(ours)) == ["full", "new emptied", "new empty"]
+
+
+def test_difference_redirects_and_metadata_only_copies(comparison: Comparison) -> None:
+    def build(base: Path) -> None:
+        (base / "R2/old").mkdir()
+        (base / "R2/old/f").touch()
+        (base / "R2/file").write_text("content")
+        on = "redirect_dir=on,metacopy=on"
+        with overlay(base / "made", [base / "R2"], base / "R1", more=on) as made:
+            (made / "old").rename(made / "new")
+            (made / "file").chmod(0o600)
+
+    log = "WARNING /(new|file) on .*/R1=ro.wh is refused .* redirect_dir=on,metacopy=on"
+    with comparison.side_by_side(build, log=log) as (kernel, ours):
+        assert symbol_of(os.stat, kernel / "new") == symbol_of(os.stat, kernel / "file") == "EPERM"
+        assert sorted(os.listdir(ours)) == ["file", "new"]
+        assert os.stat(ours / "file").st_mode == stat.S_IFREG | 0o600
+        assert symbol_of(os.open, ours / "file", os.O_RDONLY) == "EIO"
+        assert symbol_of(os.listdir, ours / "new") == "EIO"
+        assert symbol_of(os.stat, ours / "new/f") == "EIO"

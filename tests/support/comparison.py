@@ -25,7 +25,7 @@ View = dict[str, Seen]
 
 LOWER = ("R1", "R2", "R3")
 # What aufs never does: renaming directories by reference.
-_THEIRS = "redirect_dir=off,metacopy=off,nfs_export=off"
+_THEIRS = "redirect_dir=nofollow,metacopy=off,nfs_export=off"
 
 
 @contextlib.contextmanager
@@ -55,18 +55,18 @@ def _has_user_attributes(place: Path) -> bool:
 
 @contextlib.contextmanager
 def overlay(
-    point: Path, lower: Sequence[Path], upper: Path | None = None, *, index: str = "on"
+    point: Path, lower: Sequence[Path], upper: Path | None = None, *, more: str = "index=on"
 ) -> Iterator[Path]:
     """Mount an overlay of the kernel; ``upper`` gets a work directory beside it.
 
-    index: "on" for what aufs always does: hard links stay links when they are copied up.
+    more: options; by default what aufs always does: hard links stay links when they are copied up.
     """
     point.mkdir()
     options = f"lowerdir={':'.join(map(str, lower))}"
     if upper is not None:
         work = upper.with_name(upper.name + ".work")
         work.mkdir()
-        options += f",upperdir={upper},workdir={work},index={index},{_THEIRS}"
+        options += f",upperdir={upper},workdir={work},{_THEIRS},{more}"
     subprocess.run(["mount", "-t", "overlay", "none", point, "-o", options], check=True)
     try:
         yield point
@@ -170,7 +170,7 @@ class Comparison:
         _plant_all(base / "ours", names, [draw(case) for case in cases], self.form)
         lower, upper = [base / "ours" / name for name in LOWER], base / "ours" / "W"
         # Its record of hard links is not read: without it, it breaks them as what is left shows.
-        with overlay(base / "theirs", lower, upper, index="off") as kernel:
+        with overlay(base / "theirs", lower, upper, more="index=off") as kernel:
             for number, case in enumerate(cases):
                 top, mentioned = kernel / _folder_name(number), case.mentioned()
                 for change in case.changes:
@@ -180,10 +180,13 @@ class Comparison:
             return _compared(expected, ours.mount)
 
     @contextlib.contextmanager
-    def side_by_side(self, build: Callable[[Path], object]) -> Iterator[tuple[Path, Path]]:
+    def side_by_side(
+        self, build: Callable[[Path], object], *, log: str = ""
+    ) -> Iterator[tuple[Path, Path]]:
         """Mount what ``build`` puts into the branches; gives the kernel's view and ours.
 
         build: gets a folder in which the branches W, R1, R2 and R3 are, empty.
+        log: pattern of what our daemon will have to say.
         """
         base = self._folder()
         names = ("W", *LOWER)
@@ -196,7 +199,10 @@ class Comparison:
             overlay(base / "theirs", lower, base / "kernel" / "W") as kernel,
             union(base / "ours", *_layout(names), changing=True) as ours,
         ):
+            if log:
+                ours.expect_log(log)
             yield kernel, ours.mount
+            assert bool(log) == ours.log.exists()
 
     def _folder(self) -> Path:
         base = Path(tempfile.mkdtemp(dir=self.base))

@@ -11,6 +11,7 @@ may have been filled by a stranger: no path of this host is ever walked.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 from errno import (
@@ -31,7 +32,9 @@ from typing import TYPE_CHECKING, Final
 
 from unionfs import syscalls
 from unionfs.branch.forms import (
+    FOREIGN_METACOPY,
     FOREIGN_OPAQUE,
+    FOREIGN_REDIRECT,
     FOREIGN_WHITEOUT,
     OPAQUE_MARK,
     is_device_whiteout,
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from unionfs.branch.branch import Branch, WritableBranch
+
+log = logging.getLogger(__name__)
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # A fifo put where a file was must not stop the daemon: never wait in open.
@@ -107,15 +112,45 @@ class Directory:
         mark = OPAQUE_MARK if name is None else name + b"/" + OPAQUE_MARK
         if self._is_mark(mark):
             return True
-        return self.branch.foreign and self._foreign_opaque(b"." if name is None else name) == b"y"
+        return self.branch.foreign and self._foreign_opaque(name) == b"y"
 
-    def _foreign_opaque(self, name: bytes) -> bytes:
-        """Return the opaque attribute of an entry, empty when it has none."""
+    def check_complete(self) -> None:
+        """Refuse a directory whose content overlayfs has left under another name.
+
+        Raises:
+            OSError: ``EIO``; the log says what to do.
+        """
+        if not self.branch.foreign or FOREIGN_REDIRECT.isdisjoint(self._own_xattrs()):
+            return
+        if not self.is_opaque():  # else nothing of what lies elsewhere would show
+            raise self._elsewhere(self.fd, "a redirect")
+
+    def _elsewhere(self, fd: int, what: str) -> OSError:
+        """Return the error for an object that only refers to its content, after logging it.
+
+        Args:
+            fd: a descriptor of the object.
+        """
+        log.warning(
+            "%s on %s is refused (EIO): it is %s of overlayfs, with its content elsewhere. Copy "
+            "the tree out of an overlay mount with redirect_dir=on,metacopy=on, and use the copy",
+            os.readlink(f"/proc/self/fd/{fd}"),
+            self.branch,
+            what,
+        )
+        return OSError(EIO, f"{what}: the content lies elsewhere")
+
+    def _own_xattrs(self) -> list[bytes]:
+        """List the names of the extended attributes of the directory itself."""
+        return _xattrs(b"/proc/self/fd/%d" % self.fd)
+
+    def _foreign_opaque(self, name: bytes | None) -> bytes:
+        """Return the opaque attribute of an entry or, without a name, its own; empty if none."""
         try:
-            keys = self.list_xattrs(name)
+            keys = self._own_xattrs() if name is None else self.list_xattrs(name)
             for key in FOREIGN_OPAQUE:
                 if key in keys:
-                    return self.get_xattr(name, key)
+                    return self.get_xattr(name or b".", key)
         except OSError as error:
             if error.errno not in (ENODATA, EOPNOTSUPP, ENOENT):
                 raise
@@ -123,7 +158,7 @@ class Directory:
 
     def has_xattr_whiteouts(self) -> bool:
         """Tell whether empty files in this directory may be whiteouts by their attributes."""
-        return self._foreign_opaque(b".") == b"x"
+        return self._foreign_opaque(None) == b"x"
 
     def is_foreign_whiteout(self, name: bytes, status: os.stat_result) -> bool:
         """Tell whether the entry itself is a whiteout in a foreign form."""
@@ -158,7 +193,8 @@ class Directory:
             flags: ``O_RDONLY`` or, on a writable branch, ``O_RDWR``.
 
         Raises:
-            OSError: ``EIO`` when something else than a regular file has taken the name.
+            OSError: ``EIO`` when something else than a regular file has taken the name, and for a
+                file that overlayfs has left without data.
         """
         try:
             fd = os.open(name, flags | _FILE, dir_fd=self.fd)
@@ -166,9 +202,19 @@ class Directory:
             if error.errno in (ELOOP, ENXIO):
                 raise OSError(EIO, "not a regular file any more", name) from error
             raise
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(EIO, "not a regular file any more", name)
+            if (
+                status.st_size
+                and self.branch.foreign
+                and FOREIGN_METACOPY.intersection(_xattrs(fd))
+            ):
+                raise self._elsewhere(fd, "a metadata-only copy")
+        except BaseException:
             os.close(fd)
-            raise OSError(EIO, "not a regular file any more", name)
+            raise
         return fd
 
     def readlink(self, name: bytes) -> bytes:
@@ -217,6 +263,20 @@ class Directory:
     def get_xattr(self, name: bytes, key: bytes) -> bytes:
         """Read one extended attribute of an entry."""
         return syscalls.getxattr_at(self.fd, name, key)
+
+
+def _xattrs(place: int | bytes) -> list[bytes]:
+    """List the names of the extended attributes of an object.
+
+    Args:
+        place: its descriptor, or the path that leads to exactly it.
+    """
+    try:
+        return [os.fsencode(key) for key in os.listxattr(place)]
+    except OSError as error:
+        if error.errno == EOPNOTSUPP:
+            return []
+        raise
 
 
 class MountedOver(Directory):

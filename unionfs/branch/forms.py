@@ -16,6 +16,11 @@ the profile says so, and never written (driver.md 4.5):
 * a whiteout is a character device 0:0 in the place of NAME itself, or an empty file there with the
   attribute ``overlay.whiteout``, in a directory whose ``overlay.opaque`` is ``x``;
 * an opaque directory has the attribute ``overlay.opaque`` or ``fuseoverlayfs.opaque``, value ``y``.
+
+With ``metacopy=on`` and ``redirect_dir=on`` overlayfs also writes *references*: a file that has
+attributes but no data, and a directory that was renamed alone, most of its content being left under
+the old name. They are not followed; they are recognised, because what lies there would be taken for
+a file of zeros, and for a directory that has lost its files.
 """
 
 import os
@@ -38,6 +43,8 @@ FOREIGN_OPAQUE = (
     b"user.fuseoverlayfs.opaque",
 )
 FOREIGN_WHITEOUT = (b"trusted.overlay.whiteout", b"user.overlay.whiteout")
+FOREIGN_METACOPY = frozenset((b"trusted.overlay.metacopy", b"user.overlay.metacopy"))
+FOREIGN_REDIRECT = frozenset((b"trusted.overlay.redirect", b"user.overlay.redirect"))
 # Nobody inside may see or set attributes with these prefixes, and copy-up leaves them behind: on
 # another branch they would mean something.
 _MARK_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")

@@ -43,7 +43,8 @@ class OpenDirectories:
         """Return an open directory.
 
         Raises:
-            OSError: ``ESTALE`` when the directory is not where it was.
+            OSError: ``ESTALE`` when the directory is not where it was, ``EIO`` when overlayfs has
+                left its content in another place.
         """
         if node.parent is node:
             return copy.branch.root
@@ -102,6 +103,7 @@ class OpenDirectories:
         if (status.st_dev, status.st_ino) != copy.identity:
             directory.close()
             raise OSError(ESTALE, "another directory has taken the place")
+        directory.check_complete()
         return directory
 
     def _mounted_over(self, node: DirectoryNode, copy: Copy) -> Directory:
