@@ -118,7 +118,7 @@ def test_one_option_per_argument() -> None:
         "timeout=2.5 threaded threaded=1 fsync=1 fast_ino fast_ino=1 writeback writeback=0 "
         "static_nlink redirect_dir=off redirect_dir=nofollow xino=off xino=auto xino=on index=off "
         "metacopy=off nfs_export=off userxattr private rprivate shared slave suid nodev rw exec "
-        "noatime lazytime relatime default_permissions allow_other plink acl udba=none defaults"
+        "noatime lazytime relatime default_permissions plink acl udba=none defaults"
     ),
 )
 def test_accepted_without_a_word(word: str) -> None:
