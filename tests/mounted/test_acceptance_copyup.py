@@ -1,4 +1,4 @@
-"""Acceptance cases 19 to 31: the first change copies a file up, and only a change does.
+"""Acceptance cases 19 to 32: the first change copies a file up, and only a change does.
 
 The default union is [W=rw, R=ro+wh] (aufs.md 11). Cases 19 to 22 are run on a plain directory too,
 which says what results and errnos a program expects.
@@ -383,6 +383,69 @@ def test_case_31_writing_to_a_fifo_copies_nothing(union: Union) -> None:
     assert stat.S_ISFIFO((union.W / "pipe").lstat().st_mode)
     os.chmod(top / "null", 0o600)
     assert (union.W / "null").lstat().st_rdev == os.makedev(1, 3)
+
+
+def test_case_32_a_writable_branch_below_a_read_only_one(union: Union) -> None:
+    fill(union.R, "f", "d/r", "empty/", "covers")
+    fill(union.W, "w", "own/x", "d/w", "d/s/", "covers")
+    fill(union.branch("L"), "l", "d/l", "deep/x/y", "own/z")
+    fill(union.R, "deep/x/r")
+    (union.R / "deep/x").chmod(0o711)
+    top = union.start("R=ro", "W=rw", "L=ro+wh")
+    before = paths(union.W)
+    refused: list[Callable[[], object]] = [
+        lambda: (top / "f").open("a"),
+        lambda: os.open(top / "f", os.O_RDWR),
+        lambda: os.open(top / "f", os.O_WRONLY | os.O_TRUNC),
+        lambda: os.truncate(top / "f", 0),
+        lambda: os.open(top / "new", os.O_CREAT | os.O_WRONLY),
+        lambda: os.open(top / "f", os.O_CREAT | os.O_WRONLY),
+        lambda: os.mkdir(top / "new"),
+        lambda: os.mkfifo(top / "d/new"),
+        lambda: os.symlink("f", top / "d/new"),
+        lambda: os.link(top / "f", top / "own/new"),
+        lambda: os.link(top / "w", top / "new"),
+        lambda: os.rename(top / "f", top / "own/f"),
+        lambda: os.rename(top / "w", top / "new"),
+        lambda: os.rename(top / "w", top / "covers"),
+        lambda: os.rename(top / "d", top / "own/d"),
+        lambda: os.unlink(top / "f"),
+        lambda: os.unlink(top / "covers"),
+        lambda: os.rmdir(top / "empty"),
+        lambda: os.chmod(top / "f", 0o600),
+        lambda: os.chown(top / "d", 1, 1),
+        lambda: os.utime(top),
+        lambda: os.setxattr(top / "f", "user.k", b"v"),
+    ]
+    for call in refused:
+        with fails("EROFS"):
+            call()
+    with fails("EEXIST"):
+        os.mkdir(top / "d")
+    with fails("EEXIST"):
+        os.link(top / "f", top / "own/x")
+    with fails("ENOENT"):
+        os.unlink(top / "new")
+    assert paths(union.W) == before
+    # What does not show on R is changed on W: in place, copied up, or made in what W has.
+    (top / "d/w").write_text("in place")
+    (top / "d/l").write_text("copied")
+    (top / "own/new").write_text("made")
+    (top / "own/z").unlink()
+    os.rename(top / "d/s", top / "own/s")
+    number = (top / "deep/x/y").stat().st_ino
+    with (top / "deep/x/y").open() as reader:
+        (top / "deep/x/y").write_text("copied")
+        assert reader.read() == "copied"
+    assert (top / "deep/x/y").stat().st_ino == number
+    assert stat.S_IMODE((union.W / "deep/x").stat().st_mode) == 0o711
+    made = {"own/new", "own/s", "own/.wh.z", "d/l", "deep", "deep/x", "deep/x/y"}
+    assert paths(union.W) == (before | made) - {"d/s"}
+    assert sorted(listed(top / "d")) == ["l", "r", "w"]
+    assert sorted(listed(top / "own")) == ["new", "s", "x"]
+    (top / "l").unlink()
+    (top / "w").unlink()
+    assert sorted(listed(top)) == ["covers", "d", "deep", "empty", "f", "own"]
 
 
 def test_a_program_runs_before_and_after_its_copy_up(union: Union) -> None:

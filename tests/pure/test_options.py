@@ -127,11 +127,23 @@ def test_the_later_one_counts() -> None:
 def test_accepted_without_a_word() -> None:
     plain = parse(b"br:/a")
     for word in words(
-        "dio nodio dirperm1 relatime defaults default_permissions allow_other user_id=0 group_id=0 "
+        "dio nodio dirperm1 relatime defaults default_permissions user_id=0 group_id=0 "
         "si=0123abcd nodlgt _netdev nofail x-systemd.requires=/b create=tdp cpup=tdp "
         "create_policy=top-down-parent copyup=tdp plink suid dev exec rw udba=reval profile=aufs"
     ):
         assert parse(b"br:/a," + word.encode()) == plain, word
+
+
+def test_what_a_plain_user_may_not_have_is_told_from_what_nobody_asked_for() -> None:
+    assert parse(b"br:/a").allow_other is None
+    assert parse(b"br:/a,allow_other").allow_other
+
+
+def test_who_negotiates() -> None:
+    assert parse(b"br:/a").init == "own"
+    assert parse(b"br:/a,init=own") == parse(b"br:/a")
+    assert parse(b"br:/a,init=pyfuse3").init == "pyfuse3"
+    assert "init=own or init=pyfuse3" in str(refused(b"br:/a,init=kernel"))
 
 
 def test_acls_by_profile_and_by_option() -> None:
@@ -207,11 +219,11 @@ def test_no_branch() -> None:
         assert "no branch" in str(refused(text))
 
 
-def test_one_writable_branch_on_top() -> None:
-    assert "not yet" in str(refused(b"br:/a=rw:/b=rw"))
-    assert "not yet" in str(refused(b"br:/a=ro:/b=rw"))
-    assert "not yet" in str(refused(b"br:/a:/b=rw"))
+def test_one_writable_branch_anywhere() -> None:
     assert branches(b"br:/a=ro:/b=ro+wh") == [(b"/a", "ro"), (b"/b", "ro+wh")]
+    assert branches(b"br:/a=ro:/b=rw:/c") == [(b"/a", "ro"), (b"/b", "rw"), (b"/c", None)]
+    for text in (b"br:/a=rw:/b=rw", b"br:/a=ro:/b=rw:/c=rw+nolwh", b"br:/a=rw,br:/b=rw"):
+        assert "not yet" in str(refused(text))
 
 
 def test_number_of_branches() -> None:
@@ -256,11 +268,10 @@ paths = st.binary(min_size=1, max_size=20).filter(lambda path: b"\0" not in path
 permissions = st.sampled_from(["rw", "ro", "rr", "ro+wh", "rw+nolwh", "ro+icexusr+wh"]).map(
     lambda text: parse_permission(text, lambda _: None)
 )
-lower = st.one_of(st.none(), permissions.filter(lambda permission: not permission.writable))
-branch_lists = st.builds(
-    lambda top, rest: (top, *rest),
-    st.builds(BranchSpec, paths, st.one_of(st.none(), permissions)),
-    st.lists(st.builds(BranchSpec, paths, lower), max_size=4),
+branch_lists = (
+    st.lists(st.builds(BranchSpec, paths, st.none() | permissions), min_size=1, max_size=5)
+    .filter(lambda specs: sum(bool(it.permission and it.permission.writable) for it in specs) < 2)
+    .map(tuple)
 )
 option_sets = st.builds(
     lambda profile, specs, changes: replace(default_options(PROFILES[profile], specs), **changes),

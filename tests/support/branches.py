@@ -60,14 +60,14 @@ def grow(tree: Tree, strokes: Iterable[Stroke]) -> None:
                     file.nlink += 1
                     parent.names[name] = file
                 continue
-            file = _file(what, variant, tree.writable)
+            file = _file(what, variant, tree)
             files.append(file)
             parent.names[name] = file
 
 
 def _directory(tree: Tree, path: tuple[bytes, ...]) -> Tree | None:
     for name in path:
-        new = Tree(mtime=old_time(0), writable=tree.writable, whable=tree.whable)
+        new = Tree(mtime=old_time(0), writable=tree.writable, fixed=tree.fixed, whable=tree.whable)
         child = tree.names.setdefault(name, new)
         if not isinstance(child, Tree):
             return None
@@ -75,8 +75,24 @@ def _directory(tree: Tree, path: tuple[bytes, ...]) -> Tree | None:
     return tree
 
 
-def _file(what: What, variant: int, writable: bool) -> File:
-    file = File(upper=writable)
+def make_way(tree: Tree, above: Tree) -> None:
+    """Take away the files of a tree that have the name of a directory in another, above it.
+
+    They would be skipped, and be in the way of a directory that has to be made there.
+    """
+    for name, child in list(tree.names.items()):
+        cover = above.names.get(name)
+        if not isinstance(cover, Tree):
+            continue
+        if isinstance(child, Tree):
+            make_way(child, cover)
+        else:
+            del tree.names[name]
+            child.nlink -= 1
+
+
+def _file(what: What, variant: int, tree: Tree) -> File:
+    file = File(upper=tree.writable, fixed=tree.fixed)
     dressed(file, variant)
     if what == "file":
         file.content = bytearray(b"%d" % variant * variant)

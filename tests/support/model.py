@@ -5,9 +5,10 @@ halves. A :class:`Tree` is one directory of one branch with its whiteouts and it
 never changes. A :class:`Directory` is a merged directory. They are made from the trees once, at the
 start; after that an operation simply changes dictionaries, as on any filesystem.
 
-Of the branches a merged directory only remembers what the rules still ask for: the lower trees that
-take part in it (``below``), and what lies on the writable branch (``upper``, ``on_upper``,
-``whiteouts``, ``beside``).
+Of the branches a merged directory only remembers what the rules still ask for: the trees below the
+writable one that take part in it (``below``), and what lies on the writable branch (``upper``,
+``on_upper``, ``whiteouts``, ``beside``). What lies above that branch can only be looked at
+(``fixed``).
 """
 
 from __future__ import annotations
@@ -44,20 +45,26 @@ class Node:
 class File(Node):
     """A file of any type but directory; two names of one file are one object.
 
-    content: of a symbolic link its text. upper: it lies on the writable branch.
+    content: of a symbolic link its text. upper: it lies on the writable branch. fixed: it lies on a
+    branch above that one.
     """
 
     kind: int = stat.S_IFREG
     content: bytearray = field(default_factory=bytearray)
     nlink: int = 1
     upper: bool = False
+    fixed: bool = False
 
 
 @dataclass(eq=False)
 class Tree(Node):
-    """A directory of one branch; ``whable``: whiteouts and opaque marks on it count."""
+    """A directory of one branch.
+
+    whable: whiteouts and opaque marks on it count. fixed: the branch lies above the writable one.
+    """
 
     writable: bool = False
+    fixed: bool = False
     whable: bool = True
     names: dict[bytes, File | Tree] = field(default_factory=dict)
     whiteouts: set[bytes] = field(default_factory=set)
@@ -71,17 +78,20 @@ class Tree(Node):
 class Directory(Node):
     """A merged directory.
 
-    below: the lower trees that are merged, top first.
+    below: the trees of branches below the writable one that are merged, top first.
+    fixed: it shows from a branch above the writable one, so nothing can be put into it.
     upper: it exists on the writable branch too.
     on_upper: the names of files that lie there. whiteouts: the names hidden there.
     broken: names that cannot be looked up, because a whiteout stands beside the real entry.
-    beside: what stands beside a whiteout on the writable branch: not shown, but not gone either.
+    beside: what is there and does not show, beside its whiteout or covered from above: not gone
+        either.
     """
 
     parent: Directory | None = None
     name: bytes = b""
     names: dict[bytes, File | Directory] = field(default_factory=dict)
     below: list[Tree] = field(default_factory=list)
+    fixed: bool = False
     upper: bool = True
     on_upper: set[bytes] = field(default_factory=set)
     whiteouts: set[bytes] = field(default_factory=set)
@@ -110,7 +120,7 @@ class Model:
     """The merged tree and the operations on it.
 
     Args:
-        trees: the roots of the branches, top first; the topmost is the writable one.
+        trees: the roots of the branches, top first; one is writable, those above it are fixed.
         strict: a whiteout counts for more than the real entry beside it; else for less (2.4).
         trusting: such a pair is not an error even where it is topmost (``udba=none``).
         root_opaque: an opaque mark at the top of a branch counts.
@@ -158,23 +168,26 @@ class Model:
     def _merge(self, parent: Directory | None, name: bytes, trees: list[Tree]) -> Directory:
         top = trees[0]
         made = Directory(top.mode, top.uid, top.gid, top.mtime, dict(top.xattrs), parent, name)
-        made.upper = top.writable
-        made.below = trees[1:] if top.writable else trees
-        if top.writable:
-            made.whiteouts = set(top.whiteouts)
+        made.fixed = top.fixed
+        upper = next((tree for tree in trees if tree.writable), None)
+        made.upper = upper is not None
+        made.below = [tree for tree in trees if not (tree.writable or tree.fixed)]
+        if upper:
+            made.whiteouts = set(upper.whiteouts)
         for child in {child: None for tree in trees for child in tree.names}:
             found = self._look(child, trees)
             if isinstance(found, list):
                 made.names[child] = self._merge(made, child, found)
             elif found is not None:
                 made.names[child] = found
-                if top.writable and top.names.get(child) is found:
-                    made.on_upper.add(child)
-            if self.strict and top.hides(child) and child in top.names:
-                if not self.trusting:
-                    made.broken.add(child)
-                if top.writable:
-                    made.beside[child] = top.names[child]
+            if self.strict and top.hides(child) and child in top.names and not self.trusting:
+                made.broken.add(child)
+            there = upper.names.get(child) if upper else None
+            shown = found if isinstance(found, list) else [found]
+            if there is not None and there not in shown:
+                made.beside[child] = there
+            elif isinstance(there, File):
+                made.on_upper.add(child)
         return made
 
     def _shows_below(self, directory: Directory, name: bytes) -> bool:
@@ -207,48 +220,62 @@ class Model:
         return directory.names[name]
 
     def _check(self, directory: Directory, name: bytes) -> None:
+        self._check_name(directory, name)
+        if name in directory.broken:
+            raise Refused(errno.EIO)
+
+    def _check_name(self, directory: Directory, name: bytes) -> None:
         if len(name) > _LONGEST:
             raise Refused(errno.ENAMETOOLONG)
         if name.startswith(b".wh."):
             raise Refused(errno.EPERM)
         if directory.removed:
             raise Refused(errno.ENOENT)
-        if name in directory.broken:
-            raise Refused(errno.EIO)
+
+    def _check_fixed(self, *nodes: File | Directory) -> None:
+        """Refuse to change what lies above the writable branch (5.5, 5.6)."""
+        if any(node.fixed for node in nodes):
+            raise Refused(errno.EROFS)
 
     def _check_free(self, directory: Directory, name: bytes) -> None:
         self._check(directory, name)
         if name in directory.names:
             raise Refused(errno.EEXIST)
+        self._check_fixed(directory)
         if name in directory.beside:
             raise Refused(errno.EEXIST, errno.EIO)
 
     # copy-up
 
-    def _bring_up(self, directory: Directory) -> None:
+    def make_room(self, directory: Directory) -> None:
+        """A directory has to exist on the writable branch, perhaps below where it shows (5.4)."""
         if not directory.upper:
             assert directory.parent is not None
-            self._bring_up(directory.parent)
+            self.make_room(directory.parent)
             directory.upper = True
-            directory.broken.clear()  # the pair is not in the topmost copy any more
+            if not directory.fixed:
+                directory.broken.clear()  # the pair is not in the topmost copy any more
 
     def bring_up(self, node: File | Directory) -> None:
         """A node is about to be changed: it has to lie on the writable branch (5.1)."""
         if isinstance(node, Directory):
             if not node.removed:
-                self._bring_up(node)
-        elif not node.upper:
+                self._check_fixed(node)
+                self.make_room(node)
+            return
+        self._check_fixed(node)
+        if not node.upper:
             node.upper = True
             places = self.places(node)
             place = places[0] if len(places) == node.nlink == 1 else self.chosen(places)
             if place is not None:
-                self._bring_up(place[0])
+                self.make_room(place[0])
                 place[0].on_upper.add(place[1])
 
     # names
 
     def _put(self, directory: Directory, name: bytes, node: File | Directory) -> None:
-        self._bring_up(directory)
+        self.make_room(directory)
         directory.whiteouts.discard(name)
         directory.names[name] = node
         directory.mtime = RECENT
@@ -261,11 +288,12 @@ class Model:
     def _take(self, directory: Directory, name: bytes) -> None:
         node = directory.names.pop(name)
         on_upper = node.upper if isinstance(node, Directory) else name in directory.on_upper
-        self._bring_up(directory)
+        self.make_room(directory)
         if not on_upper or self._shows_below(directory, name):
             directory.whiteouts.add(name)
         directory.on_upper.discard(name)
-        directory.mtime = RECENT
+        if not directory.fixed:
+            directory.mtime = RECENT
 
     def create(self, directory: Directory, name: bytes, node: File | Directory) -> None:
         """Make a file or directory; ``node`` holds its attributes."""
@@ -283,6 +311,7 @@ class Model:
         if file.nlink == 0:
             raise Refused(errno.ENOENT)
         self._check_free(directory, name)
+        self._check_fixed(file)
         file.nlink += 1
         file.upper = True  # copied up under the new name, if it was not there yet (6.3)
         self._put(directory, name, file)
@@ -292,6 +321,7 @@ class Model:
         file = self.find(directory, name)
         if isinstance(file, Directory):
             raise Refused(errno.EISDIR)
+        self._check_fixed(file)
         self._take(directory, name)
         file.nlink -= 1
 
@@ -300,6 +330,7 @@ class Model:
         victim = self.find(directory, name)
         if not isinstance(victim, Directory):
             raise Refused(errno.ENOTDIR)
+        self._check_fixed(victim)
         if victim.names:
             raise Refused(errno.ENOTEMPTY)
         self._take(directory, name)
@@ -321,20 +352,22 @@ class Model:
     ) -> None:
         """Move a name."""
         node = self.find(directory, name)
+        self._check_name(to, new)
+        self._check_fixed(node, to)
         self._check(to, new)
         old = to.names.get(new)
         if old is not None and not replace:
             raise Refused(errno.EEXIST)
         if isinstance(node, Directory):
             self._check_move(node, old)
-            self._bring_up(node)
+            self.make_room(node)
         else:
             if isinstance(old, Directory):
                 raise Refused(errno.EISDIR)
             if old is node:
                 return
             node.upper = True
-            self._bring_up(directory)
+            self.make_room(directory)
             directory.on_upper.add(name)
         self._take(directory, name)
         self._put(to, new, node)
@@ -356,6 +389,24 @@ class Model:
             raise Refused(*wrong)
 
     # attributes and content
+
+    def change(self, node: File | Directory, **attributes: int) -> None:
+        """Change attributes by name."""
+        self.bring_up(node)
+        for name, value in attributes.items():
+            setattr(node, name, value)
+
+    def set_xattr(self, node: File | Directory, key: bytes, value: bytes) -> None:
+        """Set an extended attribute."""
+        self.bring_up(node)
+        node.xattrs[key] = value
+
+    def open(self, file: File, *, writing: bool, truncating: bool) -> None:
+        """Open a file; nothing is copied up by this, but a refusal comes at once (3)."""
+        if writing:
+            self._check_fixed(file)
+        if truncating:
+            self.truncate(file, 0)
 
     def chown(self, node: File | Directory, uid: int, gid: int) -> None:
         """Change the owner; a file loses setuid, and setgid where it is executable."""

@@ -15,7 +15,7 @@ from typing import ClassVar, TypeVar
 
 import pytest
 
-from tests.support.branches import Stroke, fingerprint, grow, old_time, plant
+from tests.support.branches import Stroke, fingerprint, grow, make_way, old_time, plant
 from tests.support.cores import Running
 from tests.support.dentries import Dentries
 from tests.support.model import RECENT, Directory, File, Model, Place, Refused, Tree
@@ -88,31 +88,45 @@ class Twins:
     # the beginning, and beginning anew
 
     def make(
-        self, upper: Sequence[Stroke], lower: Sequence[Sequence[Stroke]], *, plain: bool, few: bool
+        self,
+        upper: Sequence[Stroke],
+        lower: Sequence[Sequence[Stroke]],
+        *,
+        above: Sequence[Stroke] | None,
+        plain: bool,
+        few: bool,
     ) -> None:
         """Make the branches, the union and the model.
 
-        plain: the upper one of several lower branches is ``ro``: its whiteouts count for nothing.
+        upper: the writable branch. lower: those below it. above: a read-only one on top of it.
+        plain: the first one of several read-only branches is ``ro``: its whiteouts count for
+            nothing.
         few: as few open directories as the core can work with.
         """
         self.open_directories = 4 if few else 64
-        self.layout = ["W=rw", *(f"R{index}=ro+wh" for index in range(len(lower)))]
-        if plain and len(lower) > 1:
-            self.layout[1] = "R0=ro"
-        trees = []
-        for strokes, branch in zip([upper, *lower], self.layout, strict=True):
-            tree = Tree(writable=branch == "W=rw", whable=not branch.endswith("=ro"))
+        drawn = [upper, *lower] if above is None else [above, upper, *lower]
+        at = 0 if above is None else 1
+        self.layout = [f"R{index}=ro+wh" for index in range(len(drawn))]
+        self.layout[at] = "W=rw"
+        if plain and len(drawn) > 2:
+            self.layout[1 - at] = f"R{1 - at}=ro"
+        trees: list[Tree] = []
+        for index, (strokes, branch) in enumerate(zip(drawn, self.layout, strict=True)):
+            tree = Tree(writable=index == at, fixed=index < at, whable=not branch.endswith("=ro"))
             tree.mtime = old_time(0)
             grow(tree, strokes)
-            place = self.top / branch.partition("=")[0]
+            if trees and index == at:
+                make_way(tree, trees[0])
+            trees.append(tree)
+        places = [self.top / branch.partition("=")[0] for branch in self.layout]
+        for tree, place in zip(trees, places, strict=True):
             place.mkdir()
             # The rules that are not strict know the marks of overlayfs too.
             plant(tree, place, foreign=not self.strict and tree.whable and not tree.writable)
-            trees.append(tree)
-        self.writable = self.top / "W"
-        self.read_only = [self.top / f"R{index}" for index in range(len(lower))]
+        self.writable = places.pop(at)
+        self.read_only = places
         self.fingerprints = [fingerprint(place) for place in self.read_only]
-        trees[0].mtime = RECENT  # the union makes its private entries there
+        trees[at].mtime = RECENT  # the union makes its private entries there
         self.model = Model(
             trees,
             self._chosen,
@@ -227,7 +241,7 @@ class Twins:
         for directory, _ in self.model.places(file):
             # The directory is brought up before the file is.
             if self._upper(directory).is_dir():
-                self.model.bring_up(directory)
+                self.model.make_room(directory)
 
     def _upper(self, directory: Directory) -> Path:
         return self.writable.joinpath(*map(os.fsdecode, directory.path()))
@@ -303,7 +317,7 @@ class Twins:
         with pytest.MonkeyPatch.context() as patch:
             # As a daemon does that may not make private views of the branches.
             patch.setattr(syscalls, "open_tree_clone", _forbidden)
-            aside = self._built([self.layout[0].replace("=rw", "=ro+wh"), *self.layout[1:]])
+            aside = self._built([branch.replace("=rw", "=ro+wh") for branch in self.layout])
         try:
             check_equal(union_view(aside)[0], expected)
             assert [*aside.state.nodes] == [aside.root]

@@ -89,13 +89,16 @@ def open_branches(
                     specification, index, read_only=read_only, exclusive=exclusive, foreign=foreign
                 )
             )
+        _refuse_second_writable(branches)
         _refuse_overlap(branches)
     except BaseException:
         for branch in branches:
             branch.close()
         raise
     if not read_only and not branches[0].writable:
-        warn(f"the top branch {branches[0]} is not writable: the union can only be read")
+        rest = any(branch.writable for branch in branches)
+        reach = "what shows on it cannot be changed" if rest else "the union can only be read"
+        warn(f"the top branch {branches[0]} is not writable: {reach}")
     return branches
 
 
@@ -221,6 +224,16 @@ def _wall_off(fd: int, *, writable: bool) -> tuple[int, bool]:
         except OSError:
             pass  # an old kernel, or locked flags: then only times of access can change
     return clone, True
+
+
+def _refuse_second_writable(branches: Sequence[Branch]) -> None:
+    writable = [branch for branch in branches if branch.writable]
+    if len(writable) > 1:
+        raise BranchError(
+            EINVAL,
+            f"branches {writable[0]} and {writable[1]} are both writable, which is not yet "
+            "supported (EINVAL): make all but one of them ro",
+        )
 
 
 def _refuse_overlap(branches: Sequence[Branch]) -> None:

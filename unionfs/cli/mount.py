@@ -35,7 +35,7 @@ whiteout (.wh.NAME) there, as in aufs."""
 
 _EXAMPLES: Final = """\
 branches, top first:  PATH=PERMISSION[+ATTRIBUTE...], separated by colons
-  rw       the writable branch; it must be the first (default for the first)
+  rw       the writable branch, usually the first (default for the first)
   ro       read-only; whiteouts in it hide nothing (default for the others)
   ro+wh    read-only, and its whiteouts hide what lies below: an image layer
   rw+nolwh whiteouts are files of their own instead of hard links

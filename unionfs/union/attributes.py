@@ -54,7 +54,7 @@ def setattr_(state: State, node: FileNode | DirectoryNode, change: Change) -> Op
     """Change attributes and return the new ones.
 
     Raises:
-        OSError: ``EROFS`` without a writable branch, and whatever the branch says.
+        OSError: ``EROFS`` without a writable branch at or above it, and whatever the branch says.
     """
     if isinstance(node, DirectoryNode):
         if change.size is not None:
@@ -62,8 +62,9 @@ def setattr_(state: State, node: FileNode | DirectoryNode, change: Change) -> Op
         if node.removed:
             node.last = _changed(node.last, change)
             return getattr_(state, node)
-        copy_up_directory(state, node)
-        directory = state.writable_directory(node)
+        target = state.target(node.branch)
+        copy_up_directory(state, node, target)
+        directory = state.writable_directory(node, target)
         _apply(state, _pinned(directory.fd), directory.status(), change)
         return getattr_(state, node)
     if node.last is not None:
@@ -259,6 +260,6 @@ def remove_xattr(state: State, node: FileNode | DirectoryNode, key: bytes) -> Op
 
 def _bring_up(state: State, node: FileNode | DirectoryNode) -> Operation[None]:
     if isinstance(node, DirectoryNode):
-        copy_up_directory(state, node)
+        copy_up_directory(state, node, state.target(node.branch))
     else:
         yield from copy_up(state, node)

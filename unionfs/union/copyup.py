@@ -16,7 +16,7 @@ import logging
 import os
 import stat
 from dataclasses import dataclass
-from errno import EBUSY, EDQUOT, EIO, ENODATA, ENOENT, ENOMEM, EOPNOTSUPP, EPERM
+from errno import EBUSY, EDQUOT, EIO, ENODATA, ENOENT, ENOMEM, EOPNOTSUPP, EPERM, EROFS
 from typing import TYPE_CHECKING, Final
 
 from unionfs import syscalls
@@ -68,13 +68,14 @@ def copy_up(
         Whether it was brought up by this call; if not, there was no truncation either.
 
     Raises:
-        OSError: ``EROFS`` without a writable branch, ``ENOSPC`` and whatever else the branch says.
+        OSError: ``EROFS`` without a writable branch above it, ``ENOSPC`` and whatever else the
+            branch says.
     """
     while node.copying is not None:
         yield node.copying
-    if node.branch.writable:
+    target = state.target(node.branch)
+    if node.branch is target:
         return False
-    target = state.target()
     latch = node.copying = Latch()
     state.copying.add(latch)
     try:
@@ -86,9 +87,15 @@ def copy_up(
     return True
 
 
-def copy_up_directory(state: State, node: DirectoryNode) -> None:
-    """Bring a directory and all above it onto the writable branch; never what is in it."""
-    target = state.target()
+def copy_up_directory(state: State, node: DirectoryNode, target: WritableBranch) -> None:
+    """Bring a directory and all above it onto a writable branch; never what is in it.
+
+    The copy looks like the directory that is seen, even if it goes below that one: then it makes
+    room for the copy of something that lies lower still (aufs.md 5.4).
+
+    Raises:
+        OSError: ``EROFS`` when a file there, out of sight, has the name of one of the directories.
+    """
     missing: list[DirectoryNode] = []
     here = node
     while state.copy_on(here, target) is None:
@@ -101,7 +108,7 @@ def copy_up_directory(state: State, node: DirectoryNode) -> None:
 
 
 def _copy_directory(state: State, node: DirectoryNode, target: WritableBranch) -> None:
-    parent = state.writable_directory(node.parent)
+    parent = state.writable_directory(node.parent, target)
     source = state.directories.get(node, node.copies[0])
     if isinstance(source, MountedOver):
         raise OSError(EBUSY, "something is mounted on the directory, on its branch", node.name)
@@ -113,8 +120,11 @@ def _copy_directory(state: State, node: DirectoryNode, target: WritableBranch) -
             with source.pinned(b".") as original, parent.pinned(temporary) as copy:
                 _dress(state, original, copy, status, (source.branch, target))
             parent.rename(temporary, parent, node.name)
-        except BaseException:
+        except BaseException as error:
             parent.remove_directory(temporary)
+            if isinstance(error, NotADirectoryError):
+                # A file between directories is skipped (aufs.md 3), but nothing can be put in it.
+                raise OSError(EROFS, f"a file on {target} is in the way", node.name) from error
             raise
     state.stale.add(node.parent.number)
     state.nodes.add_copy(node, Copy(target, identity_of(parent.stat(node.name))))
@@ -126,7 +136,7 @@ def _copy_file(
     if place is None and not node.unlinked:
         place = _own_place(state, node)
     if place is not None:
-        copy_up_directory(state, place.parent)
+        copy_up_directory(state, place.parent, target)
     status = _source_status(state, node)
     work = _Workplace(state, target, place)
     fd = -1
@@ -215,7 +225,7 @@ class _Workplace:
         """The directory on the writable branch, re-opened if need be."""
         if self.place is None:
             return self.target.root
-        return self.state.writable_directory(self.place.parent)
+        return self.state.writable_directory(self.place.parent, self.target)
 
     def create_file(self) -> int:
         """Create the copy, empty, and return it opened for reading and writing."""

@@ -203,12 +203,15 @@ class Union:
         check_name(name)
         if not flags & os.O_EXCL and lookup.resolve(self.state, parent, name) is not None:
             entry = lookup.lookup(self.state, parent, name)
-            if not isinstance(entry.node, FileNode):
+            try:
+                if not isinstance(entry.node, FileNode):
+                    raise OSError(EISDIR, "a directory", name)
+                handle = yield from files.open_file(
+                    self.state, entry.node, flags, privileged=caller.uid == 0
+                )
+            except BaseException:
                 self.drop_unused(entry)
-                raise OSError(EISDIR, "a directory", name)
-            handle = yield from files.open_file(
-                self.state, entry.node, flags, privileged=caller.uid == 0
-            )
+                raise
             return self.remember(self.getattr(entry.node)), handle
         entry, fd = create.create_file(self.state, parent, name, mode, caller)
         if not isinstance(entry.node, FileNode):

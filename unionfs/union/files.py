@@ -55,8 +55,8 @@ def open_file(
     """
     handle = FileHandle(node, flags)
     truncate = bool(flags & os.O_TRUNC)  # POSIX leaves it open for O_RDONLY; Linux truncates
-    if (handle.writable or truncate) and not node.branch.writable:
-        state.target()
+    if handle.writable or truncate:
+        state.target(node.branch)
     # Nobody waits here for a copy-up in flight: the node's descriptor is exchanged at its end.
     _acquire(state, node, writable=handle.writable or truncate)
     if truncate:

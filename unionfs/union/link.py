@@ -31,18 +31,18 @@ def link(state: State, node: FileNode, parent: DirectoryNode, name: bytes) -> Op
         yield node.copying
     if node.unlinked:
         raise OSError(ENOENT, "the file has no name any more")
-    if state.target() is node.branch or not state.rules.plink:
+    claimed = claim(state, parent, name, node.branch)
+    target = claimed.directory.branch
+    if node.branch is target or not state.rules.plink:
         yield from copy_up(state, node)
-        claimed = claim(state, parent, name)
         source, source_name, _ = locate(state, node)
         claimed.directory.link(source, source_name, name)
         with undone_on_failure(claimed):
             claimed.done()
     else:
-        claim(state, parent, name)
         yield from copy_up(state, node, place=Place(parent, name))
     state.nodes.add_name(node, parent, name)
-    status = state.writable_directory(parent).stat(name)
+    status = state.writable_directory(parent, target).stat(name)
     return Entry(node, status, nlink_of(node, status))
 
 
@@ -51,9 +51,10 @@ def materialise(state: State, node: FileNode, parent: DirectoryNode, name: bytes
 
     Precondition: the file has been copied up, ``name`` still lies on the lower branch.
     """
-    copy_up_directory(state, parent)
+    target = state.target(node.branch)
+    copy_up_directory(state, parent, target)
     source, source_name, _ = locate(state, node)
-    directory = state.writable_directory(parent)
+    directory = state.writable_directory(parent, target)
     with unchanged_times(directory):
         directory.link(source, source_name, name)
     plink = node.plink

@@ -27,7 +27,7 @@ from unionfs.union.state import State, check_new_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from unionfs.branch import WritableDirectory
+    from unionfs.branch import Branch, WritableBranch, WritableDirectory
     from unionfs.union.lookup import Visible
     from unionfs.union.nodes import DirectoryNode
 
@@ -56,18 +56,22 @@ class Claim:
             self.directory.remove_whiteout(self.name)
 
 
-def claim(state: State, parent: DirectoryNode, name: bytes) -> Claim:
+def claim(state: State, parent: DirectoryNode, name: bytes, *also: Branch) -> Claim:
     """Take a name for a new entry.
 
+    Args:
+        also: the branch of what else changes by it, as for ``State.target``.
+
     Raises:
-        OSError: ``EEXIST`` when something shows under it, ``EROFS`` without a writable branch,
+        OSError: ``EEXIST`` when something shows under it, ``EROFS`` without a branch to make it on,
             ``EPERM`` and ``ENAMETOOLONG`` for names that cannot be.
     """
     check_new_name(parent, name)
     if resolve(state, parent, name) is not None:
         raise OSError(EEXIST, "the name exists", name)
-    copy_up_directory(state, parent)
-    directory = state.writable_directory(parent)
+    target = state.target(parent.branch, *also)
+    copy_up_directory(state, parent, target)
+    directory = state.writable_directory(parent, target)
     directory.adopt_whiteout(name)
     return Claim(directory, name, directory.hides(name))
 
@@ -103,32 +107,39 @@ def find(state: State, parent: DirectoryNode, name: bytes) -> Visible:
 
 def needs_whiteout(state: State, parent: DirectoryNode, name: bytes, visible: Visible) -> bool:
     """Tell whether the name must be hidden: taking the upper entry away would show another."""
-    target = state.target()
+    target = state.target(visible.branch)
     return visible.branch is not target or visible_below(state, parent, name, target)
 
 
 @contextlib.contextmanager
-def hidden(state: State, parent: DirectoryNode, name: bytes, needed: bool) -> Iterator[None]:
+def hidden(
+    state: State, parent: DirectoryNode, name: bytes, target: WritableBranch, *, needed: bool
+) -> Iterator[None]:
     """Make the whiteout of a name, then do what the caller does; undo it when that fails."""
     made = False
     if needed:
-        copy_up_directory(state, parent)
-        made = state.writable_directory(parent).whiteout(name)
+        copy_up_directory(state, parent, target)
+        made = state.writable_directory(parent, target).whiteout(name)
     try:
         yield
     except BaseException:
         if made:
-            state.writable_directory(parent).remove_whiteout(name)
+            state.writable_directory(parent, target).remove_whiteout(name)
         raise
 
 
 def file_at(
     state: State, parent: DirectoryNode, name: bytes, visible: Visible
 ) -> tuple[FileNode, os.stat_result]:
-    """Return the node and attributes of a file that shows under a name."""
+    """Return the node and attributes of a file whose name is about to be removed or moved.
+
+    Raises:
+        OSError: ``EROFS`` when a pseudo-link leads from the name to a copy that cannot be changed.
+    """
     entry = node_of(state, parent, name, visible.found)
     if not isinstance(entry.node, FileNode):
         raise OSError(ENOENT, "not a file any more", name)
+    state.target(entry.node.branch)
     return entry.node, entry.status
 
 
@@ -182,24 +193,23 @@ def _links_left(
     state: State, node: FileNode, status: os.stat_result, *, on_lower: bool, tag: bytes
 ) -> int:
     """Update the pseudo-link record and return how many links users see now."""
+    target = state.target(node.branch)
     plink = node.plink
     if plink is None:
         left = status.st_nlink - 1
         if on_lower and left > 0 and tag:
-            node.plink = state.plinks.add_count(
-                state.target(), node.number, (status.st_ino, tag), left
-            )
+            node.plink = state.plinks.add_count(target, node.number, (status.st_ino, tag), left)
         return left
     if plink.upper is None:
         if not on_lower:
             return plink.remaining
-        if plink.branch is not state.writable:
+        if plink.branch is not target:
             left = plink.remaining - 1
             state.plinks.forget(plink)
             node.plink = None
             if left > 0:
                 node.plink = state.plinks.add_count(
-                    state.target(), node.number, (plink.inode, plink.tag), left
+                    target, node.number, (plink.inode, plink.tag), left
                 )
             return left
         if state.plinks.set_remaining(plink, plink.remaining - 1):
@@ -214,20 +224,15 @@ def _links_left(
             node.plink = None
             return 0
         return upper_links + plink.remaining
-    if plink.branch is not state.writable:
+    if plink.branch is not target:
         # The copy lies on a read-only branch: the count starts anew on the writable one.
         left = upper_links + plink.remaining - 1
         if left > 0:
             directory = state.plinks.directory(plink.branch)
             source = (status.st_ino, tag_of(directory, plink.entry))
-            node.plink = state.plinks.add_count(state.target(), node.number, source, left)
+            node.plink = state.plinks.add_count(target, node.number, source, left)
         return left
     if not state.plinks.set_remaining(plink, plink.remaining - 1):
         node.plink = None
         return upper_links
     return upper_links + plink.remaining
-
-
-def is_on_lower(state: State, visible: Visible) -> bool:
-    """Tell whether what shows lies below the writable branch."""
-    return visible.branch is not state.writable

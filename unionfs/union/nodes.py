@@ -131,6 +131,11 @@ class DirectoryNode(Node):
         self.removed = False
         self.changes = 0
 
+    @property
+    def branch(self) -> Branch:
+        """The branch of the topmost copy, which is the one that is seen."""
+        return self.copies[0].branch
+
     def path(self) -> list[bytes]:
         """Return the names that lead here from the root."""
         names = []
@@ -221,8 +226,8 @@ class NodeTable:
             self._by_place[copy.branch.index, copy.identity] = node
 
     def add_copy(self, node: DirectoryNode, copy: Copy) -> None:
-        """Add a copy made on an upper branch; the number stays."""
-        node.copies = [copy, *node.copies]
+        """Add a copy that was made on a writable branch, at its place; the number stays."""
+        node.copies = sorted([*node.copies, copy], key=lambda each: each.branch.index)
         self._by_place[copy.branch.index, copy.identity] = node
         self.numbers.record(copy.branch.index, *copy.identity, node.number)
 

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from unionfs.branch.permission import Access, parse_permission
+from unionfs.branch.permission import parse_permission
 from unionfs.text import printable
 from unionfs.union.escapes import escape_value, split, unescape
 from unionfs.union.idmap import LARGEST_ID, IdMapping, parse_id_map
@@ -435,9 +435,11 @@ def _check_branches(branches: Sequence[BranchSpec], profile: Profile) -> None:
             f"the '{profile.name}' profile allows {profile.max_branches}",
             errno.ENOSPC,
         )
-    for branch in branches[1:]:
-        if branch.permission is not None and branch.permission.access is Access.RW:
-            raise not_yet(
-                f"a writable branch that is not the first ({printable(branch.path)}=rw)",
-                "put the one writable branch first and make the others ro",
-            )
+    writable = [it.path for it in branches if it.permission is not None and it.permission.writable]
+    if len(writable) > 1:
+        # The same is asked again when the branches are opened: without a permission the first one
+        # is writable, too, unless its filesystem forbids it.
+        raise not_yet(
+            f"a second writable branch ({printable(writable[1])}=rw)",
+            "make all but one of them ro",
+        )

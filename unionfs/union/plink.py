@@ -153,13 +153,31 @@ class PseudoLinks:
         return directory
 
     def above(self, directory: Directory, name: bytes, inode: int) -> PseudoLink | None:
-        """Return the record of the file ``name`` of ``directory`` on a branch above it."""
+        """Return the record of the file ``name`` of ``directory`` on a branch above it.
+
+        Several branches may have one, each made when it was the writable one. The topmost copy
+        answers, if there is any. Else the smallest count is the latest, for names only go away; but
+        none is believed of a file whose links the branch itself counts, and changes.
+        """
         candidates = self._by_inode.get(inode)
         if not candidates:
             return None
         tag = tag_of(directory, name)
-        here = directory.branch.index
-        return next((c for c in candidates if c.tag == tag and c.branch.index < here), None)
+        here = directory.branch
+        return min(
+            (
+                link
+                for link in candidates
+                if link.tag == tag
+                and link.branch.index < here.index
+                and (link.upper is not None or not here.writable)
+            ),
+            key=lambda link: (
+                link.upper is None,
+                link.branch.index if link.upper else link.remaining,
+            ),
+            default=None,
+        )
 
     def of_copy(self, identity: Identity) -> PseudoLink | None:
         """Return the record of which the object at ``identity`` is the copy."""

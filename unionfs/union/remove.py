@@ -18,7 +18,6 @@ from unionfs.union.names import (
     file_at,
     find,
     hidden,
-    is_on_lower,
     lose_name,
     lower_tag,
     needs_whiteout,
@@ -43,16 +42,18 @@ def unlink(state: State, parent: DirectoryNode, name: bytes) -> Operation[None]:
         visible = find(state, parent, name)
         if visible.is_directory:
             raise OSError(EISDIR, "a directory", name)
-        target = state.target()
+        target = state.target(visible.branch)
         node, status = file_at(state, parent, name, visible)
         if node.copying is None:
             break
         yield node.copying
     tag = lower_tag(state, node, status)
-    with hidden(state, parent, name, needs_whiteout(state, parent, name, visible)):
+    needed = needs_whiteout(state, parent, name, visible)
+    with hidden(state, parent, name, target, needed=needed):
         if visible.branch is target:
-            state.writable_directory(parent).unlink(name)
-    lose_name(state, node, status, parent, name, on_lower=is_on_lower(state, visible), tag=tag)
+            state.writable_directory(parent, target).unlink(name)
+    on_lower = visible.branch is not target
+    lose_name(state, node, status, parent, name, on_lower=on_lower, tag=tag)
 
 
 def rmdir(state: State, parent: DirectoryNode, name: bytes) -> None:
@@ -64,18 +65,19 @@ def rmdir(state: State, parent: DirectoryNode, name: bytes) -> None:
     visible = find(state, parent, name)
     if not visible.is_directory:
         raise OSError(ENOTDIR, "not a directory", name)
-    target = state.target()
+    target = state.target(visible.branch)
     node = node_of(state, parent, name, visible.found).node
     if not isinstance(node, DirectoryNode) or not is_empty(state, node):
         raise OSError(ENOTEMPTY, "the directory is not empty", name)
     last = getattr_(state, node).status
     victim = b""
-    with hidden(state, parent, name, needs_whiteout(state, parent, name, visible)):
+    needed = needs_whiteout(state, parent, name, visible)
+    with hidden(state, parent, name, target, needed=needed):
         if visible.branch is target:
-            victim = set_aside(state.writable_directory(parent), name)
+            victim = set_aside(state.writable_directory(parent, target), name)
     node.last = last
     if victim:
-        discard(state, state.writable_directory(parent), victim)
+        discard(state, state.writable_directory(parent, target), victim)
     forget_directory(state, node)
 
 

@@ -23,7 +23,6 @@ from unionfs.union.names import (
     file_at,
     find,
     hidden,
-    is_on_lower,
     lose_name,
     lower_tag,
 )
@@ -33,7 +32,7 @@ from unionfs.union.remove import discard, forget_directory, set_aside
 from unionfs.union.state import State, check_new_name
 
 if TYPE_CHECKING:
-    from unionfs.branch import WritableDirectory
+    from unionfs.branch import WritableBranch, WritableDirectory
     from unionfs.union.lookup import Visible
     from unionfs.union.operation import Latch
 
@@ -52,7 +51,7 @@ class Replaced:
         entry = node_of(state, parent, name, visible.found)
         self.node = entry.node
         self.status = entry.status
-        self.on_lower = is_on_lower(state, visible)
+        self.on_lower = not visible.branch.writable
         self.tag = b""
         if isinstance(self.node, FileNode):
             self.tag = lower_tag(state, self.node, self.status)
@@ -107,7 +106,7 @@ def rename(
     while True:
         source = find(state, parent, name)
         check_new_name(new_parent, new_name)
-        state.target()
+        target = state.target(source.branch, new_parent.branch)
         wait = _must_wait(state, parent, name, source, new_parent, new_name)
         if wait is not None:
             yield wait
@@ -118,40 +117,42 @@ def rename(
                 raise OSError(EEXIST, "the new name exists", new_name)
             _check_types(source, old, new_name)
         if source.is_directory:
-            _move_directory(state, parent, name, source, new_parent, new_name, old)
+            _move_directory(state, target, (parent, name), source, (new_parent, new_name), old)
             return
         node, _ = file_at(state, parent, name, source)
         if old is not None and node_of(state, new_parent, new_name, old.found).node is node:
             return  # two names of one file: POSIX wants nothing done
-        if not node.branch.writable:
+        if node.branch is not target:
             yield from copy_up(state, node, place=Place(parent, name))
             continue  # the data took its time: look at everything again
-        if source.branch is not state.writable:
+        if source.branch is not target:
             materialise(state, node, parent, name)
-        copy_up_directory(state, new_parent)
-        _move_file(state, node, parent, name, new_parent, new_name, old)
+        copy_up_directory(state, new_parent, target)
+        _move_file(state, target, node, (parent, name), (new_parent, new_name), old)
         return
 
 
 def _exchange(state: State, one: Named, other: Named) -> Operation[None]:
     """Let two names change places; nothing is hidden or uncovered by it."""
     nodes: list[FileNode | DirectoryNode] = []
+    for place in (one, other):
+        find(state, *place)
+    target = state.target(one[0].branch, other[0].branch)
     while len(nodes) < 2:
         nodes = []
         for (parent, name), (other_parent, other_name) in ((one, other), (other, one)):
             visible = find(state, parent, name)
-            state.target()
             wait = _must_wait(state, parent, name, visible, other_parent, other_name)
             if wait is not None:
                 yield wait
                 break
             node = node_of(state, parent, name, visible.found).node
             if isinstance(node, DirectoryNode):
-                _make_movable(state, node, name)
-            elif not node.branch.writable:
+                _make_movable(state, node, target)
+            elif node.branch is not target:
                 yield from copy_up(state, node, place=Place(parent, name))
                 break
-            elif visible.branch is not state.writable:
+            elif visible.branch is not target:
                 materialise(state, node, parent, name)
             nodes.append(node)
     if nodes[0] is nodes[1]:
@@ -163,17 +164,16 @@ def _exchange(state: State, one: Named, other: Named) -> Operation[None]:
         ):
             if not isinstance(node, DirectoryNode):
                 continue
-            directory = state.writable_directory(parent)
-            if visible_below(
-                state, other_parent, other_name, state.target()
-            ) and directory.set_opaque(name):
+            directory = state.writable_directory(parent, target)
+            covers = visible_below(state, other_parent, other_name, target)
+            if covers and directory.set_opaque(name):
                 undo.callback(directory.clear_opaque, name)
-        here, there = state.writable_directory(one[0]), state.writable_directory(other[0])
+        here = state.writable_directory(one[0], target)
+        there = state.writable_directory(other[0], target)
         here.exchange(one[1], there, other[1])
         undo.pop_all()
     for node, old_place, new_place in zip(nodes, places, reversed(places), strict=True):
         if isinstance(node, DirectoryNode):
-            target = state.target()
             state.nodes.set_copies(node, [copy for copy in node.copies if copy.branch is target])
             state.nodes.place(node, *new_place)
         else:
@@ -210,18 +210,20 @@ def _check_types(source: Visible, old: Visible, new_name: bytes) -> None:
 
 def _move_file(
     state: State,
+    target: WritableBranch,
     node: FileNode,
-    parent: DirectoryNode,
-    name: bytes,
-    new_parent: DirectoryNode,
-    new_name: bytes,
+    old_place: Named,
+    new_place: Named,
     old: Visible | None,
 ) -> None:
+    (parent, name), (new_parent, new_name) = old_place, new_place
     replaced = Replaced(state, new_parent, new_name, old) if old is not None else None
-    state.writable_directory(new_parent).adopt_whiteout(new_name)
-    was_hidden = state.writable_directory(new_parent).hides(new_name)
-    with hidden(state, parent, name, visible_below(state, parent, name, state.target())):
-        here, there = state.writable_directory(parent), state.writable_directory(new_parent)
+    state.writable_directory(new_parent, target).adopt_whiteout(new_name)
+    was_hidden = state.writable_directory(new_parent, target).hides(new_name)
+    needed = visible_below(state, parent, name, target)
+    with hidden(state, parent, name, target, needed=needed):
+        here = state.writable_directory(parent, target)
+        there = state.writable_directory(new_parent, target)
         here.rename(name, there, new_name)
         if was_hidden:
             _uncover(here, name, there, new_name, can_go_back=old is None)
@@ -255,50 +257,48 @@ def _uncover(
         log.warning("the whiteout of %s is left on %s: %s", new_name, there.branch, error)
 
 
-def _make_movable(state: State, node: DirectoryNode, name: bytes) -> None:
-    """Bring a directory to the writable branch in such a way that it can be moved there.
+def _make_movable(state: State, node: DirectoryNode, target: WritableBranch) -> None:
+    """Bring a directory to a writable branch in such a way that it can be moved there.
 
     Raises:
         OSError: ``EXDEV`` when lower branches contribute to it.
     """
-    target = state.target()
     if state.copy_on(node, target) is None:
         if not is_empty(state, node):
-            raise OSError(EXDEV, "the directory lies on a lower branch", name)
-        copy_up_directory(state, node)
+            raise OSError(EXDEV, "the directory lies on a lower branch", node.name)
+        copy_up_directory(state, node, target)
     elif names_below(state, node, target):
-        raise OSError(EXDEV, "lower branches contribute to the directory", name)
+        raise OSError(EXDEV, "lower branches contribute to the directory", node.name)
 
 
 def _move_directory(
     state: State,
-    parent: DirectoryNode,
-    name: bytes,
+    target: WritableBranch,
+    old_place: Named,
     source: Visible,
-    new_parent: DirectoryNode,
-    new_name: bytes,
+    new_place: Named,
     old: Visible | None,
 ) -> None:
-    target = state.target()
+    (parent, name), (new_parent, new_name) = old_place, new_place
     node = node_of(state, parent, name, source.found).node
     if not isinstance(node, DirectoryNode):
         raise OSError(ENOTDIR, "not a directory any more", name)
     replaced = Replaced(state, new_parent, new_name, old) if old is not None else None
     if replaced is not None and not is_empty(state, replaced.directory()):
         raise OSError(ENOTEMPTY, "the new name is a directory that is not empty", new_name)
-    _make_movable(state, node, name)
-    copy_up_directory(state, new_parent)
-    here, there = state.writable_directory(parent), state.writable_directory(new_parent)
+    _make_movable(state, node, target)
+    copy_up_directory(state, new_parent, target)
+    there = state.writable_directory(new_parent, target)
     there.adopt_whiteout(new_name)
     was_hidden = there.hides(new_name)
     with contextlib.ExitStack() as undo:
         covers = visible_below(state, new_parent, new_name, target)
         if was_hidden or covers:
-            here = state.writable_directory(parent)
+            here = state.writable_directory(parent, target)
             if here.set_opaque(name):
                 undo.callback(here.clear_opaque, name)
         victim = b""
-        there = state.writable_directory(new_parent)
+        there = state.writable_directory(new_parent, target)
         if old is not None and old.branch is target:
             # Were the daemon killed between the two renames, what lies below must not come back.
             if covers and there.whiteout(new_name):
@@ -306,8 +306,10 @@ def _move_directory(
                 was_hidden = True
             victim = set_aside(there, new_name)
             undo.callback(there.rename, victim, there, new_name)
-        with hidden(state, parent, name, visible_below(state, parent, name, target)):
-            here, there = state.writable_directory(parent), state.writable_directory(new_parent)
+        needed = visible_below(state, parent, name, target)
+        with hidden(state, parent, name, target, needed=needed):
+            here = state.writable_directory(parent, target)
+            there = state.writable_directory(new_parent, target)
             here.rename(name, there, new_name)
             if was_hidden:
                 _uncover(here, name, there, new_name, can_go_back=True)

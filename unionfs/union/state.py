@@ -87,8 +87,10 @@ class State:
     def __init__(self, branches: Sequence[Branch], rules: Rules) -> None:
         self.branches = list(branches)
         self.rules = rules
-        top = self.branches[0]
-        self.writable = top if isinstance(top, WritableBranch) else None
+        root = self._root_copies()
+        # A branch that an opaque mark at the top of a higher one shuts out is not written, either.
+        taking_part = (copy.branch for copy in root)
+        self.writable = next((it for it in taking_part if isinstance(it, WritableBranch)), None)
         self.numbers = InodeNumbers(self.writable.root.fd if self.writable else -1)
         self.nodes = NodeTable(self.numbers)
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -103,7 +105,7 @@ class State:
         self.directories = OpenDirectories(min(free // 2, _OPEN_AT_MOST))
         self.nodes.on_release = self._close_directories
         self.plinks = PseudoLinks(self.branches if rules.plink else [])
-        self.root = self.nodes.add_root(self._root_copies(), ROOT_NUMBER)
+        self.root = self.nodes.add_root(root, ROOT_NUMBER)
         self.copying: set[Latch] = set()
         self.cancelled = False
         self.background: list[Job] = []
@@ -135,14 +137,22 @@ class State:
         for branch in self.branches:
             branch.close()
 
-    def target(self) -> WritableBranch:
-        """Return the branch that changes go to.
+    def target(self, *branches: Branch) -> WritableBranch:
+        """Return the branch that a change goes to: the nearest writable one, seen from below.
+
+        What shows on a branch above the writable one cannot be changed, for a copy made below it
+        would not show.
+
+        Args:
+            branches: where that which is to change lies now: of a file its branch, of a directory
+                the branch of its topmost copy.
 
         Raises:
-            OSError: ``EROFS`` when there is none.
+            OSError: ``EROFS`` when no writable branch lies at or above all of them.
         """
-        if self.writable is None:
-            raise OSError(EROFS, "no branch is writable")
+        highest = min(branch.index for branch in branches)
+        if self.writable is None or self.writable.index > highest:
+            raise OSError(EROFS, f"nothing from {self.branches[highest]} up is writable")
         return self.writable
 
     def copy_on(self, node: DirectoryNode, branch: Branch) -> Copy | None:
@@ -164,13 +174,13 @@ class State:
             if error.errno not in (EPERM, EINVAL) or not self.rules.ids.squashed:
                 raise
 
-    def writable_directory(self, node: DirectoryNode) -> WritableDirectory:
-        """Return the copy of a directory on the writable branch, opened to be changed.
+    def writable_directory(self, node: DirectoryNode, target: WritableBranch) -> WritableDirectory:
+        """Return the copy of a directory on a writable branch, opened to be changed.
 
         Precondition: it has been copied up.
         """
         node.changes += 1
-        copy = self.copy_on(node, self.target())
+        copy = self.copy_on(node, target)
         if copy is None:
             raise OSError(EROFS, "the directory was not copied up")
         return self.directories.writable(node, copy)
