@@ -7,6 +7,7 @@ both bound over the host's in a private mount namespace; the host's are not touc
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 from collections.abc import Callable
@@ -20,6 +21,9 @@ from tests.support.processes import eventually, in_user_namespace
 from tests.support.trees import assert_whiteout, fails, fill
 
 T = TypeVar("T")
+
+# fusermount3 serves only those who stand in /etc/passwd, and this one does everywhere.
+NOBODY = pwd.getpwnam("nobody").pw_uid
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -49,7 +53,7 @@ def as_plain_user(
             union.take_down()
         return result
 
-    return in_user_namespace(run, prepare=before, namespace=False)
+    return in_user_namespace(run, uid=NOBODY, prepare=before, namespace=False)
 
 
 def mounts(union: Union) -> list[list[str]]:
@@ -67,7 +71,9 @@ def test_everyday_work(options: str) -> None:
         top = union.start(options=options)
         ((_, _, kind, flags, _, _),) = mounts(union)
         assert kind == "fuse.aufs"
-        assert {"nosuid", "nodev", "default_permissions", "user_id=1000"} <= set(flags.split(","))
+        assert {"nosuid", "nodev", "default_permissions", f"user_id={NOBODY}"} <= set(
+            flags.split(",")
+        )
         with (top / "f").open("a") as file:
             file.write("+")
         assert (union.W / "f").read_text() == "R+"
