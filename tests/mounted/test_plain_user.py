@@ -121,6 +121,38 @@ def test_unmounted_by_a_signal(busy: bool) -> None:
     as_plain_user(scenario)
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_unmounted_by_a_signal_where_the_helper_cannot(busy: bool) -> None:
+    """As in a tree without /etc/mtab: umount(8) does it then."""
+
+    def replace(root: Path) -> None:
+        (root / "bin").mkdir()
+        helper = root / "bin/fusermount3"
+        helper.write_text(
+            "#!/bin/sh\n"
+            'case $1 in -u) echo "fusermount3: not found in /etc/mtab" >&2; exit 1;; esac\n'
+            'exec /usr/bin/fusermount3 "$@"\n'
+        )
+        helper.chmod(0o4755)
+
+    def scenario(union: Union) -> None:
+        os.environ["PATH"] = "/mnt/bin:" + os.environ["PATH"]
+        fill(union.R, "f")
+        top = union.start()
+        held = os.open(top / "f", os.O_RDONLY)
+        if busy:
+            union.expect_log("is in use")
+        else:
+            os.close(held)
+        os.kill(union.pid, signal.SIGTERM)
+        eventually(lambda: mounts(union) == [], "the mount is gone")
+        if busy:
+            os.close(held)
+        assert union.wait() == 0
+
+    as_plain_user(scenario, replace)
+
+
 def test_a_source_with_what_separates_options() -> None:
     def scenario(union: Union) -> str:
         fill(union.R, "f")

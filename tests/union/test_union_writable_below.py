@@ -486,7 +486,8 @@ def test_the_first_branch_is_writable_unless_it_says_otherwise(core: Core) -> No
         text = b"volatile,br:" + b":".join(branch(word) for word in words)
         build_union(parse_options([text], core.warn), core.warn).close()
 
-    with pytest.raises(BranchError, match="not yet supported"):
-        build("A", "W=rw")
+    for two in (["A", "W=rw"], ["A=rw", "W=rw"], ["A=ro", "W=rw", "R=rw+nolwh"]):
+        with pytest.raises(BranchError, match="both writable, which is not yet supported"):
+            build(*two)
     build("A=ro", "W=rw")
     build("A", "R")

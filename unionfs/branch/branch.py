@@ -14,7 +14,7 @@ from errno import EEXIST
 from typing import TYPE_CHECKING, Final
 
 from unionfs import syscalls
-from unionfs.branch.directory import Directory, WritableDirectory
+from unionfs.branch.directory import Directory
 from unionfs.branch.errors import BranchError
 from unionfs.branch.forms import (
     ORPHAN_DIRECTORY,
@@ -22,6 +22,7 @@ from unionfs.branch.forms import (
     WHITEOUT_BASE,
     temporary_name,
 )
+from unionfs.branch.writable import WritableDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

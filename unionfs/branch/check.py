@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from unionfs.branch.branch import WritableBranch
-from unionfs.branch.directory import WritableDirectory
 from unionfs.branch.forms import (
     OPAQUE_MARK,
     ORPHAN_DIRECTORY,
@@ -35,6 +34,7 @@ from unionfs.branch.forms import (
     hidden_by,
     is_temporary,
 )
+from unionfs.branch.writable import WritableDirectory
 
 # Our own entries: number, inode, tag and the count of names that still lie on the lower branch.
 _OWN_PLINK: Final = re.compile(rb"\d+\.\d+\.[0-9a-f]{16}\.(\d+)(\.lower)?")

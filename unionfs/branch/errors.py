@@ -1,12 +1,7 @@
 """What goes wrong with a branch, said in one line for the user."""
 
+from unionfs.errors import ReportedError
 
-class BranchError(OSError):
-    """A branch that cannot be used; its text is one line for the user."""
 
-    def __init__(self, number: int, text: str) -> None:
-        super().__init__(number, text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return self.text
+class BranchError(ReportedError):
+    """A branch that cannot be used."""

@@ -21,6 +21,7 @@ from typing import Final, NoReturn
 
 from unionfs.branch import Branch, open_branches
 from unionfs.control.state import StateError, StateFolder
+from unionfs.errors import ReportedError
 from unionfs.fuse import preflight, process
 from unionfs.fuse.log import LogFile, start_logging
 from unionfs.fuse.mounting import MountPoint
@@ -150,8 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception) -> str:
     """Return the one line to print for an error."""
-    if isinstance(error, OSError) and type(error).__str__ is OSError.__str__:
-        # One of Python's own, not of our classes, whose text is made for this.
+    if isinstance(error, OSError) and not isinstance(error, ReportedError):
         symbol = errno.errorcode.get(error.errno or 0, "EIO")
         where = f"{printable(error.filename)}: " if error.filename else ""
         return f"{where}{error.strerror} ({symbol})"

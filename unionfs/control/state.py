@@ -36,6 +36,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from unionfs.errors import ReportedError
 from unionfs.text import octal_escape, octal_unescape, printable
 from unionfs.union.options import BranchSpec, MountOptions
 from unionfs.union.printing import kernel_style_string, option_string
@@ -52,15 +53,8 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class StateError(OSError):
-    """The state folder cannot be made; ``str()`` is one line."""
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(number, message)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+class StateError(ReportedError):
+    """The state folder cannot be made."""
 
 
 def base_candidates() -> list[str]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import mmap
 import os
 import select
 import socket
@@ -36,8 +37,8 @@ _INIT_REPLY: Final = struct.Struct("=IIIIHHIIHH32x")  # struct fuse_init_out
 _OPCODE_INIT: Final = 26
 _MAJOR: Final = 7
 _MINOR: Final = 31  # Linux 5.4; what later versions add are features, and they are asked for singly
-_LARGEST_WRITE: Final = 1 << 20  # bytes: the most that any kernel sends at once
-_PAGES: Final = 256  # the same in pages
+_LARGEST_WRITE: Final = 1 << 20  # bytes: what the buffers of libfuse hold
+_PAGES: Final = _LARGEST_WRITE // mmap.PAGESIZE
 _PATIENCE_MS: Final = 5000
 
 
@@ -131,7 +132,7 @@ def negotiate(device: int, wanted: Feature) -> Agreement:
     """
     if not _readable(device):
         raise HandshakeError(errno.ETIMEDOUT, "the kernel sent no INIT")
-    request = os.read(device, _LARGEST_WRITE + 4096)
+    request = os.read(device, _LARGEST_WRITE)
     try:
         _, opcode, unique, *_ = _REQUEST.unpack_from(request)
         major, minor, read_ahead, offered = _INIT.unpack_from(request, _REQUEST.size)

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from unionfs.errors import ReportedError
 from unionfs.text import printable
 
 _SYSLOG: Final = "/dev/log"
@@ -30,15 +31,8 @@ _DAEMON_FACILITY: Final = 3 << 3
 _LONGEST_MESSAGE: Final = 2000  # characters; names inside may be long
 
 
-class LogFileError(OSError):
-    """The file of ``log=`` cannot be used; ``str()`` is one line that says what to do."""
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(number, message)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+class LogFileError(ReportedError):
+    """The file of ``log=`` cannot be used."""
 
 
 class LogFile(logging.Handler):

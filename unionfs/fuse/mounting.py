@@ -6,7 +6,7 @@ itself then, so a refusal has an errno and the source shows in the mount table a
 A plain user has to ask ``fusermount3``, a small set-user-id program that comes with FUSE. It checks
 that the mount point is the user's to cover, mounts with ``nosuid,nodev`` whatever was asked for,
 and hands the FUSE descriptor over through a socket whose number it finds in its environment.
-Unmounting goes the same way.
+Unmounting goes the same way, or by umount(8).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import subprocess
 from typing import TYPE_CHECKING, Final
 
 from unionfs import syscalls
+from unionfs.errors import ReportedError
 from unionfs.text import octal_unescape, printable
 
 if TYPE_CHECKING:
@@ -36,15 +37,8 @@ _HELPER_CONFIGURATION: Final = "/etc/fuse.conf"
 log = logging.getLogger(__name__)
 
 
-class MountError(OSError):
-    """The mount could not be made; its text is one line for the user."""
-
-    def __init__(self, number: int, text: str) -> None:
-        super().__init__(number, text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return self.text
+class MountError(ReportedError):
+    """The mount could not be made."""
 
 
 class MountPoint:
@@ -127,7 +121,7 @@ class MountPoint:
             *(word for _, word in _flags(options) if word),
         ]
         if options.allow_other is not False:
-            if others_allowed():
+            if _others_allowed():
                 words.append(b"allow_other")
             elif options.allow_other:
                 warn(
@@ -136,15 +130,7 @@ class MountPoint:
                 )
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            done = subprocess.run(
-                [helper, "-o", b",".join(words), "--", self.path],
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                check=False,
-            )
+            done = _run([helper, "-o", b",".join(words), "--", self.path], passed=theirs.fileno())
             theirs.close()
             _, descriptors, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
         if done.returncode != 0 or not descriptors:
@@ -159,33 +145,33 @@ class MountPoint:
         """Unmount.
 
         Raises:
-            OSError: ``EBUSY`` when the mount is in use, and as umount(2).
+            OSError: ``EBUSY`` when the mount is in use, ``EPERM`` when it is somebody else's.
         """
-        self._unmount(0, ())
+        self._unmount(lazily=False)
 
     def detach(self) -> None:
         """Take our mount out of the tree, if it is the one that is visible at its mount point."""
         if not self.is_mounted():
             return
         try:
-            self._unmount(syscalls.MNT_DETACH, ("-z",))
+            self._unmount(lazily=True)
         except OSError as error:
             log.warning("%s cannot be unmounted: %s", self, error)
 
-    def _unmount(self, flags: int, words: Sequence[str]) -> None:
+    def _unmount(self, *, lazily: bool) -> None:
         if self.helper is None:
-            syscalls.umount(self.path, flags)
+            syscalls.umount(self.path, syscalls.MNT_DETACH if lazily else 0)
             return
-        done = subprocess.run(
-            [self.helper, "-u", *words, "--", self.path],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
-        if done.returncode != 0:
-            # It has words only, and in use is the one reason that passes.
-            raise OSError(errno.EBUSY, _last_words(done.stderr))
+        # The helper believes /etc/mtab, which a system that never booted does not have. umount(8)
+        # believes the kernel, and lets users unmount what is theirs as well.
+        helped = _run([self.helper, "-u", *(["-z"] if lazily else []), "--", self.path])
+        if helped.returncode == 0 or not self.is_mounted():
+            return
+        done = _run(["umount", "-i", *(["-l"] if lazily else []), "--", self.path])
+        if done.returncode != 0 and self.is_mounted():
+            # Both have words only, those of the kernel.
+            number = errno.EBUSY if b"busy" in helped.stderr + done.stderr else errno.EPERM
+            raise OSError(number, _last_words(helped.stderr))
 
     def is_mounted(self) -> bool:
         """Tell whether the topmost mount here is a union; it need not answer for that."""
@@ -214,7 +200,7 @@ def find_helper() -> str | None:
     return helper
 
 
-def others_allowed() -> bool:
+def _others_allowed() -> bool:
     """Tell whether the administrator lets plain users open their mounts to others."""
     try:
         with open(_HELPER_CONFIGURATION, encoding="utf-8", errors="replace") as lines:
@@ -244,6 +230,26 @@ def _flags(options: MountOptions) -> list[tuple[int, bytes]]:
         )
         if wanted
     ]
+
+
+def _run(command: Sequence[str | bytes], passed: int = -1) -> subprocess.CompletedProcess[bytes]:
+    """Run the helper, or what does its work, and keep what it says.
+
+    Args:
+        passed: a descriptor that it is to find by the variable ``_FUSE_COMMFD``.
+    """
+    variables = {"LC_ALL": "C"}
+    if passed >= 0:
+        variables["_FUSE_COMMFD"] = str(passed)
+    return subprocess.run(
+        command,
+        pass_fds=[passed] if passed >= 0 else [],
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
 
 
 def _escaped(value: bytes) -> bytes:

@@ -12,6 +12,7 @@ import os
 import stat
 from typing import Final
 
+from unionfs.errors import ReportedError
 from unionfs.fuse.mounting import DEVICE, find_helper
 from unionfs.text import printable
 
@@ -19,15 +20,12 @@ _CAP_SYS_ADMIN: Final = 21
 _NS_GET_USERNS: Final = 0xB701  # ioctl_ns(2)
 
 
-class PreflightError(OSError):
-    """The mount cannot work; ``str()`` is one line that says what to do."""
+class PreflightError(ReportedError):
+    """The mount cannot work."""
 
     def __init__(self, number: int, problem: str, remedy: str) -> None:
         symbol = errno.errorcode.get(number, "EIO")
         super().__init__(number, f"{problem} ({symbol}): {remedy}")
-
-    def __str__(self) -> str:
-        return str(self.strerror)
 
 
 def check_mountpoint(path: bytes) -> bytes:

@@ -201,6 +201,8 @@ async def _unmount(point: MountPoint) -> None:
             await trio.to_thread.run_sync(point.unmount)
         except OSError as error:
             if error.errno != EBUSY:
+                if point.is_mounted():  # else somebody was faster
+                    log.warning("%s cannot be unmounted: %s", point, error)
                 return
             await trio.sleep(_UNMOUNT_PAUSE_S)
         else:

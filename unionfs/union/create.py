@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import ENODATA, EOPNOTSUPP, EPERM
+from errno import EPERM
 from typing import TYPE_CHECKING, Final
 
 from unionfs.union.lookup import node_of
@@ -19,10 +19,8 @@ from unionfs.union.names import Claim, claim, undone_on_failure
 from unionfs.union.state import Caller, Entry, State
 
 if TYPE_CHECKING:
-    from unionfs.branch import WritableDirectory
     from unionfs.union.nodes import DirectoryNode
 
-_DEFAULT_ACL: Final = b"system.posix_acl_default"
 _PLAIN_BITS: Final = 0o1777
 _OWNER_BITS: Final = stat.S_ISUID | stat.S_ISGID
 
@@ -104,18 +102,9 @@ def make_node(
 
 def _masked(state: State, claimed: Claim, mode: int, caller: Caller) -> int:
     """Apply the umask, but in a directory with a default ACL: there the ACL counts instead."""
-    if not mode & caller.umask or (state.rules.acl and _has_default_acl(claimed.directory)):
+    if not mode & caller.umask or (state.rules.acl and claimed.directory.has_default_acl()):
         return mode
     return mode & ~caller.umask
-
-
-def _has_default_acl(directory: WritableDirectory) -> bool:
-    try:
-        return bool(directory.get_xattr(b".", _DEFAULT_ACL))
-    except OSError as error:
-        if error.errno in (ENODATA, EOPNOTSUPP):
-            return False
-        raise
 
 
 def _give(state: State, claimed: Claim, caller: Caller, mode: int) -> None:

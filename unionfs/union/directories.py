@@ -103,7 +103,11 @@ class OpenDirectories:
         if (status.st_dev, status.st_ino) != copy.identity:
             directory.close()
             raise OSError(ESTALE, "another directory has taken the place")
-        directory.check_complete()
+        try:
+            directory.check_complete()
+        except OSError:
+            directory.close()
+            raise
         return directory
 
     def _mounted_over(self, node: DirectoryNode, copy: Copy) -> Directory:

@@ -105,9 +105,10 @@ def find(state: State, parent: DirectoryNode, name: bytes) -> Visible:
     return visible
 
 
-def needs_whiteout(state: State, parent: DirectoryNode, name: bytes, visible: Visible) -> bool:
+def needs_whiteout(
+    state: State, parent: DirectoryNode, name: bytes, visible: Visible, target: WritableBranch
+) -> bool:
     """Tell whether the name must be hidden: taking the upper entry away would show another."""
-    target = state.target(visible.branch)
     return visible.branch is not target or visible_below(state, parent, name, target)
 
 

@@ -435,11 +435,3 @@ def _check_branches(branches: Sequence[BranchSpec], profile: Profile) -> None:
             f"the '{profile.name}' profile allows {profile.max_branches}",
             errno.ENOSPC,
         )
-    writable = [it.path for it in branches if it.permission is not None and it.permission.writable]
-    if len(writable) > 1:
-        # The same is asked again when the branches are opened: without a permission the first one
-        # is writable, too, unless its filesystem forbids it.
-        raise not_yet(
-            f"a second writable branch ({printable(writable[1])}=rw)",
-            "make all but one of them ro",
-        )

@@ -48,7 +48,7 @@ def unlink(state: State, parent: DirectoryNode, name: bytes) -> Operation[None]:
             break
         yield node.copying
     tag = lower_tag(state, node, status)
-    needed = needs_whiteout(state, parent, name, visible)
+    needed = needs_whiteout(state, parent, name, visible, target)
     with hidden(state, parent, name, target, needed=needed):
         if visible.branch is target:
             state.writable_directory(parent, target).unlink(name)
@@ -71,7 +71,7 @@ def rmdir(state: State, parent: DirectoryNode, name: bytes) -> None:
         raise OSError(ENOTEMPTY, "the directory is not empty", name)
     last = getattr_(state, node).status
     victim = b""
-    needed = needs_whiteout(state, parent, name, visible)
+    needed = needs_whiteout(state, parent, name, visible, target)
     with hidden(state, parent, name, target, needed=needed):
         if visible.branch is target:
             victim = set_aside(state.writable_directory(parent, target), name)
