@@ -1,4 +1,4 @@
-"""Acceptance cases 35 to 56: creating, removing and renaming, and the whiteouts that takes.
+"""Acceptance cases 35 to 57, and 76: creating, removing and renaming, the whiteouts that takes.
 
 The default union is [W=rw, R=ro+wh]; files hold the name of their branch as text (aufs.md 11).
 """
@@ -14,6 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.calls import (
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    RENAME_WHITEOUT,
+    renameat2,
+)
 from tests.support.directories import listed
 from tests.support.mounting import Union
 from tests.support.processes import eventually
@@ -372,3 +378,46 @@ def test_case_56_a_directory_onto_a_logically_empty_one(union: Union) -> None:
     assert paths(union.W) == {"e", "e/a", "e/.wh..wh..opq"}
     with fails("ENOENT"):
         os.stat(top / "e/x")
+
+
+def test_case_57_rename_that_replaces_nothing(union: Union) -> None:
+    fill(union.W, "g")
+    fill(union.R, "f")
+    top = union.start()
+    for one, other in (("f", "g"), ("g", "f")):
+        with fails("EEXIST"):
+            renameat2(top / one, top / other, RENAME_NOREPLACE)
+    assert paths(union.W) == {"g"}
+
+
+def test_case_57_an_exchange_of_a_lower_and_an_upper_file(union: Union) -> None:
+    fill(union.W, "g")
+    fill(union.R, "f")
+    top = union.start()
+    numbers = [(top / name).stat().st_ino for name in "fg"]
+    renameat2(top / "f", top / "g", RENAME_EXCHANGE)
+    assert [(top / name).read_text() for name in "fg"] == ["W", "R"]
+    assert [(top / name).stat().st_ino for name in "gf"] == numbers
+    assert [(union.W / name).read_text() for name in "fg"] == ["W", "R"]
+    assert paths(union.W) == {"f", "g"}
+
+
+def test_case_57_a_whiteout_is_not_left_on_demand(union: Union) -> None:
+    fill(union.R, "f")
+    top = union.start()
+    with fails("EINVAL"):
+        renameat2(top / "f", top / "g", RENAME_WHITEOUT)
+    assert paths(union.W) == set()
+
+
+def test_case_76_the_permissions_that_show_are_those_that_count(union: Union) -> None:
+    """Those of the lower directory, which nobody sees any more, do not."""
+    fill(union.R, "d/x")
+    os.chown(union.R / "d", 4711, 4711)
+    (union.R / "d").chmod(0o700)
+    top = union.start()
+    with fails("EACCES"):
+        union.as_user(1234, 1234, lambda: os.listdir("d"))
+    (top / "d").chmod(0o755)
+    assert union.as_user(1234, 1234, lambda: os.listdir("d")) == ["x"]
+    assert stat.S_IMODE((union.R / "d").stat().st_mode) == 0o700
