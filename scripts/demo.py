@@ -66,25 +66,27 @@ def main() -> int:
     parser.add_argument(
         "--debian",
         action="store_true",
-        help="a whole Debian in place of the little image, and apt-get in it; about 1 GB",
+        help="a whole Debian in place of the little image, and apt-get in it; about 1 GB,"
+        " with --rootless for users who have subordinate ids",
     )
     parser.add_argument("--stage", help=argparse.SUPPRESS)  # how demo_rootless calls us again
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     try:
-        if arguments.debian and (arguments.rootless or os.geteuid() != 0):
-            print(
-                "demo: --debian takes root: debootstrap makes device nodes, which the kernel"
-                " forbids in a user namespace",
-                file=sys.stderr,
-            )
-            return 1
+        debian = arguments.debian
         if arguments.rootless:
-            return demo_rootless.run(arguments.stage, lambda: demo(rootless=True))
+            if debian and os.geteuid() == 0:
+                demo_debian.install_tools()
+            return demo_rootless.run(
+                arguments.stage,
+                lambda: demo(rootless=True, debian=debian),
+                *(["--debian"] if debian else []),
+                many_ids=debian,
+            )
         if os.geteuid() != 0:
             print("demo: mounting takes root; as an ordinary user: scripts/demo --rootless")
             return 1
-        return demo(rootless=False, debian=arguments.debian)
+        return demo(rootless=False, debian=debian)
     except (ImpossibleError, DebianError, driver.DriverError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -108,7 +110,7 @@ def demo(*, rootless: bool, debian: bool = False) -> int:
     os.environ["FUSE_AUFS_STATE"] = os.path.join(place, "state")
     store = None
     try:
-        store = driver.init(os.path.join(place, "layers"), _options(rootless=rootless))
+        store = driver.init(os.path.join(place, "layers"), _options(one_id=rootless and not debian))
         if debian:
             good = demo_debian.steps(store, place)
         else:
@@ -133,10 +135,10 @@ def _steps(store: driver.Driver, place: str, *, rootless: bool) -> bool:
     return equal
 
 
-def _options(*, rootless: bool) -> list[str]:
-    # An ordinary user owns one user id and can give files to no other. The driver takes that for
+def _options(*, one_id: bool) -> list[str]:
+    # An ordinary user with one user id can give files to no other. The driver takes that for
     # an error unless told that it is expected; it then reports each owner that it could not set.
-    return ["aufs.ignore_chown_errors=true"] if rootless else []
+    return ["aufs.ignore_chown_errors=true"] if one_id else []
 
 
 def _stop(signum: int, _frame: FrameType | None) -> NoReturn:

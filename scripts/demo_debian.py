@@ -6,7 +6,7 @@ links, syncs and locks on top of it, and a checksum of everything in the end. dp
 it stops at the first call that does not do as on a disk.
 
 Debian's mirror, and everything else about the way to it, is what the host's own apt uses; see
-`scripts.demo_debian_base`. It takes root: debootstrap makes device nodes.
+`scripts.demo_debian_base`. In a user namespace it takes as many ids as a distribution uses.
 """
 
 from __future__ import annotations
@@ -41,12 +41,28 @@ _KINDS = {
     stat.S_IFCHR: "devices",
 }
 
-# What a container has of the kernel's: its own processes in /proc, its own terminals. exec makes
-# the command process 1 of the namespace, so that nothing of it outlives it.
-_ENTER = """\
-mount -t proc proc "$1/proc" && mount -t devpts -o newinstance,ptmxmode=666 devpts "$1/dev/pts" &&
-mount -t tmpfs -o mode=755 tmpfs "$1/run" && exec chroot "$1" /bin/sh -c "$2"
+# What a container has of the kernel's: its own processes in /proc, devices, its own terminals. exec
+# makes the command process 1 of the namespace, so that nothing of it outlives it.
+_ENTER = f"""\
+set -e
+{base.DEVICES}
+mkdir "$1/dev/pts"
+mount -t devpts -o newinstance,ptmxmode=666 devpts "$1/dev/pts"
+ln -s pts/ptmx "$1/dev/ptmx"
+ln -s /proc/self/fd "$1/dev/fd"
+mount -t proc proc "$1/proc"
+mount -t tmpfs -o mode=755 tmpfs "$1/run"
+exec chroot "$1" /bin/sh -c "$2"
 """
+
+
+def install_tools() -> None:
+    """Install what makes a Debian; only root can.
+
+    Raises:
+        DebianError: it cannot be installed.
+    """
+    base.need_tools()
 
 
 def steps(store: driver.Driver, place: str) -> bool:
@@ -79,9 +95,10 @@ def _build(suite: base.Suite, place: Path) -> Path:
         "A Debian, made by debootstrap",
         """\
         The smallest one that has apt ("minbase"), of the same release and from the same mirror
-        as this host. It is made once; the tar of it is kept for the next time.""",
+        as this host. It is made once; the tar of it is kept for the next time, if this user may
+        write to the checkout. Device nodes are not in it: a container gets the host's.""",
     )
-    tar = base.cached_tar(suite)
+    tar = base.kept_tar(suite, place)
     if tar.exists():
         say(f"It is there: {tar.name}, {_megabytes(tar.stat().st_size)}")
         return tar

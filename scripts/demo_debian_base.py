@@ -4,10 +4,14 @@ Nothing here names a mirror: it is asked of the host's own apt, as are proxies, 
 like. debootstrap runs in mount and process namespaces of its own, so an interrupted run leaves
 neither a mount nor a process. What it took over from the host (the resolver, the host's name, the
 mirror) is left out of the tar that is kept.
+
+In a user namespace nobody makes device nodes. debootstrap knows that of containers and goes on
+without, if the devices are there already; so it gets them as mounts, from root as well.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -21,6 +25,7 @@ from scripts.debian_sources import KEYRING, DebianError, code_name, command, deb
 from scripts.demo_image import Entry, directory, layer_tar
 
 _CACHE = Path(__file__).resolve().parent.parent / ".cache"
+_TOOLS = ("debootstrap", "debian-archive-keyring")
 _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 # Settings of apt that say how to reach a mirror and how far to trust it.
 _SETTINGS = re.compile(r"Acquire::(https?|Check-|Retries|Force|Max-|Allow|Proxy)", re.IGNORECASE)
@@ -31,6 +36,21 @@ _LEFT_OUT = (
 )  # fmt: skip
 # What debootstrap says of each package that begins one of its parts.
 _PARTS = ("Retrieving", "Extracting", "Unpacking", "Configuring")
+
+# Lines of sh: give the tree "$1" the devices that every program expects.
+DEVICES = """\
+mount -t tmpfs -o mode=755 dev "$1/dev"
+for device in null zero full random urandom tty; do
+    : >"$1/dev/$device"
+    mount --bind "/dev/$device" "$1/dev/$device"
+done"""
+_DEBOOTSTRAP = f"""\
+set -e
+mkdir -p "$1/dev"
+{DEVICES}
+shift
+container=lxc exec debootstrap "$@"
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +81,22 @@ def host_suite() -> Suite:
     mirrors = [source.uri for source in sources if name in (source.release, source.code)]
     if not mirrors:
         raise DebianError(f"apt has no source of {name}: see /etc/apt/sources.list.d")
-    _need("debootstrap", "debian-archive-keyring")
+    need_tools()
     architecture = command("dpkg", "--print-architecture").strip()
     return Suite(name, architecture, mirrors[0], tuple(one.line("deb") for one in sources))
 
 
-def cached_tar(suite: Suite) -> Path:
-    """Return where the tar of a base is kept; it may not be there yet."""
-    return _CACHE / f"debian-{suite.name}-{suite.architecture}-minbase.tar"
+def kept_tar(suite: Suite, place: Path) -> Path:
+    """Return where the tar of a base is kept; it may not be there yet.
+
+    Args:
+        suite: which Debian.
+        place: a directory for the time being; it is kept there when the checkout is not ours.
+    """
+    with contextlib.suppress(OSError):
+        _CACHE.mkdir(exist_ok=True)
+    folder = _CACHE if os.access(_CACHE, os.W_OK) else place
+    return folder / f"debian-{suite.name}-{suite.architecture}-minbase.tar"
 
 
 def build(suite: Suite, place: Path, tar: Path, progress: Callable[[str], None]) -> None:
@@ -86,12 +114,14 @@ def build(suite: Suite, place: Path, tar: Path, progress: Callable[[str], None])
     root = place / "base"
     log = place / "debootstrap.log"
     alone = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
-    make = ["debootstrap", "--variant=minbase", f"--keyring={KEYRING}", "--force-check-gpg"]
+    make = ["/bin/sh", "-c", _DEBOOTSTRAP, "sh", str(root), "--variant=minbase"]
+    trust = [f"--keyring={KEYRING}", "--force-check-gpg"]
+    what = [f"--arch={suite.architecture}", suite.name, str(root), suite.mirror]
     part = 0
     with (
         log.open("w", encoding="utf-8") as said,
         subprocess.Popen(
-            [*alone, *make, f"--arch={suite.architecture}", suite.name, root, suite.mirror],
+            [*alone, *make, *trust, *what],
             env=os.environ | _proxies() | {"LC_ALL": "C.UTF-8"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -114,7 +144,6 @@ def build(suite: Suite, place: Path, tar: Path, progress: Callable[[str], None])
     if child.returncode:
         last = " ".join(log.read_text(encoding="utf-8").splitlines()[-3:])
         raise DebianError(f"debootstrap failed with status {child.returncode}: {last}")
-    tar.parent.mkdir(exist_ok=True)
     unfinished = tar.with_suffix(".unfinished")
     left_out = [f"--exclude={pattern}" for pattern in _LEFT_OUT]
     try:
@@ -165,16 +194,22 @@ def _proxies() -> dict[str, str]:
     return found
 
 
-def _need(*packages: str) -> None:
-    """Install Debian packages that are missing."""
+def need_tools() -> None:
+    """Install the Debian packages that are missing.
+
+    Raises:
+        DebianError: they cannot be installed, as by anybody but root.
+    """
     missing = []
-    for package in packages:
+    for package in _TOOLS:
         asked = ["dpkg-query", "-W", "-f=${db:Status-Abbrev}", package]
         done = subprocess.run(asked, capture_output=True, text=True, check=False)
         if not done.stdout.startswith("ii"):
             missing.append(package)
     if not missing:
         return
+    if os.geteuid() != 0:
+        raise DebianError(f"install {' and '.join(missing)}: apt-get install {' '.join(missing)}")
     install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     first = subprocess.run(install, env=environment, capture_output=True, check=False)
