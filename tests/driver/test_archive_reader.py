@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from driver.archive import headers, pax, unpack_layer
 from driver.archive.reader import Entry, Kind, LayerReader
 from driver.archive.sparse import MAX_SEGMENTS
 from driver.errors import ArchiveError, InvalidArchiveError
+from tests.support.effort import examples
 from tests.support.layers import EXTRACTORS, Layer, Trickle, snapshot, unpack
 
 END = bytes(1024)
@@ -609,9 +610,7 @@ def test_sparse_file_of_impossible_size(tmp_path: Path) -> None:
 # --- any bytes ---------------------------------------------------------------------------------
 
 SEED = Layer(tarfile.GNU_FORMAT).directory("a").file("a/b", b"1").link("c", "a/b").bytes()[:2560]
-FUZZ = settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FUZZ = examples(80)
 
 
 def harmless(tmp_path: Path, data: bytes) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from driver.archive import layer_chunks, unpack_layer, write_layer, writer
@@ -22,6 +22,7 @@ from driver.archive.headers import BLOCK
 from driver.archive.levels import ExtraLink
 from driver.errors import ArchiveError
 from driver.idmap import IdentityMapping
+from tests.support.effort import examples
 from tests.support.layers import Layer, apply, snapshot, unpack
 
 END = bytes(1024)
@@ -528,9 +529,7 @@ NAME = st.one_of(
         and not name.startswith(b".wh.")
     )  # those have laws of their own
 )
-LAWS = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+LAWS = examples(40)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,13 +8,14 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from driver.beneath import open_root
 from driver.changes import layer_changes, same_time
 from driver.compare import changed_size, tree_changes
 from driver.removal import remove_by_force
+from tests.support.effort import examples
 
 WHEN = 1_600_000_000 * 10**9
 
@@ -482,7 +483,7 @@ def union_of(branches: list[Path]) -> dict[str, str]:
     return shown
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(150)
 @given(LAYER, LAYER, LAYER)
 def test_changes_lead_from_the_parent_to_the_layer(
     tmp_path_factory: pytest.TempPathFactory,

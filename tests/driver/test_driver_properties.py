@@ -13,18 +13,17 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import driver
 from driver import Driver, mounttable, removal
 from driver import store as store_module
+from tests.support.effort import examples
 
 Using = Callable[[str], AbstractContextManager[Path]]
 
-FEW = settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FEW = examples(8)
 
 
 def snapshot(root: Path) -> dict[str, tuple[object, ...]]:

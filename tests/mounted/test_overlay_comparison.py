@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given
 from hypothesis import strategies as st
 
 from tests.support.changes import MAKING, PAIRS, VERBS, Change
 from tests.support.comparison import Comparison, Report, disk, overlay, smallest
+from tests.support.effort import EFFORT, examples
 from tests.support.oracle import symbol_of
 from tests.support.overlay_trees import WHAT, Case, Form
 
@@ -68,21 +69,14 @@ def _generated(cases: st.SearchStrategy[Case]) -> list[Case]:
     """Return ``COUNT`` different cases, the same ones each time."""
     found: dict[Case, None] = {}
 
-    @settings(
-        max_examples=COUNT + 20,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @examples(COUNT + 20, phases=[Phase.generate])
     @given(cases)
     def collect(case: Case) -> None:
         found[case] = None
 
     collect()
-    assert len(found) >= COUNT
-    return list(found)[:COUNT]
+    assert len(found) >= COUNT * EFFORT
+    return list(found)[: COUNT * EFFORT]
 
 
 @functools.cache

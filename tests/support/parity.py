@@ -15,7 +15,7 @@ it is (one of those from before, or a new one), and which of its three times hav
 never compared by value.
 
 One mount serves all cases of a module, for mounting is what is slow; so everything is built before
-it, which is also what ``udba=none`` asks for. With FUSE_AUFS_PARITY=all in the environment each
+it, which is also what ``udba=none`` asks for. With more effort (`tests.support.effort`) each
 case is compared in all three places under both profiles, which takes minutes; without it in one or
 two of the six, by turns, so that each kind of case meets each of them. Differences that are meant
 stand in ``tests/support/deviations.py``, with their reasons.
@@ -34,6 +34,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
+from tests.support.effort import EFFORT
 from tests.support.mounting import Union
 from tests.support.things import BUILT_AT, ROOT, Actor, Thing, age, build
 
@@ -283,7 +284,7 @@ def comparisons(cases: Sequence[Case], *, thorough: bool = False) -> list[Compar
         for case in cases
         for place in PLACES
     ]
-    if thorough or os.environ.get("FUSE_AUFS_PARITY") == "all":
+    if thorough or EFFORT > 1:
         return everything
     chosen = []
     for number, case in enumerate(cases):

@@ -8,8 +8,6 @@ mount would find, and leaves stale what the calls have left stale. Each run ends
 
 Names are drawn blindly where refusals are of interest, and otherwise from what exists: most calls
 should do something.
-
-``FUSE_AUFS_EXAMPLES`` asks for a larger run with new random numbers, for ``scripts/torture``.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -34,20 +31,13 @@ from hypothesis.stateful import (
 )
 
 from tests.support.branches import Stroke, old_time
+from tests.support.effort import EFFORT, examples
 from tests.support.model import Directory, File, Place, Refused
 from tests.support.twins import Listing, Twins
 from unionfs.syscalls import RENAME_NOREPLACE
 from unionfs.union.core import Caller, Change, Entry
 
-_EXAMPLES = int(os.environ.get("FUSE_AUFS_EXAMPLES", "0"))
-_SETTINGS = settings(
-    max_examples=_EXAMPLES or 70,
-    stateful_step_count=50 if _EXAMPLES else 30,
-    derandomize=not _EXAMPLES,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+_SETTINGS = examples(70, stateful_step_count=30 if EFFORT == 1 else 50)
 _NAMES = (b"a", b"b", b"c", b"d", b"e")
 _ODD_NAMES = (b".wh.a", b"x" * 243, b"x" * 242, b"\xff new")
 _CREATE = os.O_RDWR | os.O_CREAT
@@ -510,7 +500,6 @@ def nothing_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("nothing_logged")
-@pytest.mark.timeout(120 + _EXAMPLES)
 @pytest.mark.parametrize("rules", ["aufs", "driver", "trusting"])
 def test_the_union_is_what_the_model_says(tmp_path: Path, rules: str) -> None:
     class Rules(Machine):

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.effort import examples
 from unionfs import syscalls
 from unionfs.union import data
 from unionfs.union.data import CancelledError, copy_content
@@ -198,7 +199,7 @@ pieces = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@examples(60)
 @given(pieces=pieces, size=st.integers(0, 70_000), cut=st.integers(0, 70_000))
 def test_whatever_is_in_a_file_its_copy_is_equal(
     tmp_path_factory: pytest.TempPathFactory,

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.cores import Core
+from tests.support.effort import examples
 from tests.support.trees import fill
 from unionfs.branch import Directory
 from unionfs.union.core import DirectoryStream
@@ -119,7 +120,7 @@ def test_starting_in_the_middle_of_a_listing_that_was_never_read(hundred: Core) 
     core.union.close_directory(stream)
 
 
-@settings(max_examples=40, deadline=None, database=None, derandomize=True)
+@examples(40)
 @given(data=st.data())
 def test_nothing_is_listed_twice_or_missed(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
