@@ -110,15 +110,16 @@ def test_who_may_see_and_set(oracle: Oracle) -> None:
     oracle.same_as(1000, 1000, scenario)
 
 
-def test_a_capability_is_lost_by_a_change_of_content(oracle: Oracle, udba: str) -> None:
-    # cap_net_raw=ep, in the form of version 2.
-    capability = bytes.fromhex("0100000200200000000000000000000000000000")
+# cap_net_raw=ep, in the form of version 2.
+CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 
+
+def test_a_capability_is_lost_by_a_change_of_content(oracle: Oracle, udba: str) -> None:
     def build_program(place: Path) -> None:
         for name in ("written", "cut", "chowned", "kept"):
             (place / name).write_text("program")
             (place / name).chmod(0o777)
-            os.setxattr(place / name, "security.capability", capability)
+            os.setxattr(place / name, "security.capability", CAPABILITY)
 
     oracle.start(build_program, options=udba)
 
@@ -131,6 +132,40 @@ def test_a_capability_is_lost_by_a_change_of_content(oracle: Oracle, udba: str) 
         return [os.listxattr(top / name) for name in ("written", "cut", "chowned", "kept")]
 
     oracle.same(scenario)
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+@pytest.mark.parametrize("capable", [True, False])
+def test_who_takes_set_user_id_away(oracle: Oracle, udba: str, user: int, capable: bool) -> None:
+    """What root writes keeps it, also where the write has just taken a capability away."""
+    names = [f"{mode:o}{it}" for mode in (0o6777, 0o2767) for it in ("written", "cut", "chowned")]
+
+    def build_programs(place: Path) -> None:
+        for name in names:
+            (place / name).write_text("program")
+            os.chown(place / name, user, user)
+            (place / name).chmod(int(name[:4], 8))
+            if capable:
+                os.setxattr(place / name, "security.capability", CAPABILITY)
+
+    oracle.start(build_programs, options=udba)
+
+    def scenario(top: Path) -> object:
+        modes = []
+        for name in names:
+            file = top / name
+            if name.endswith("written"):
+                with file.open("a") as stream:
+                    stream.write("+")
+            elif name.endswith("cut"):
+                os.truncate(file, 1)
+            # A change of owner that changes nothing spares nobody.
+            modes.append(file.stat().st_mode)
+            os.chown(file, -1, -1)
+            modes.append(file.stat().st_mode)
+        return modes, [os.listxattr(top / name) for name in names]
+
+    oracle.same_as(user, user, scenario)
 
 
 @pytest.mark.parametrize(

@@ -389,10 +389,11 @@ def _publish(
     place = work.place
     if place is None:
         identity = identity_of(os.fstat(fd))
-        if not node.unlinked and state.rules.plink:
+        # Others may have removed the last name on the branch itself; then there is none to serve.
+        remaining = nlink_of(node, os.fstat(node.fd)) if state.rules.plink else 0
+        if remaining:
             # Visible, though under no name we know: the pseudo-link alone makes it found.
             lower = (status.st_ino, tag_of_open(node.branch, node.fd))
-            remaining = nlink_of(node, status)
             record = state.plinks.add_nameless(
                 target, node.number, lower, remaining, (fd, identity)
             )
