@@ -94,13 +94,30 @@ def make_directory(path: str, mode: int, uid: int, gid: int) -> None:
     try:
         os.mkdir(path, mode)
     except FileExistsError:
-        pass
+        _dress(path, mode, uid, gid)
+        return
+    try:
+        _dress(path, mode, uid, gid)
+    except BaseException:
+        os.rmdir(path)
+        raise
+
+
+def _dress(path: str, mode: int, uid: int, gid: int) -> None:
     status = os.stat(path)
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     # Only what differs is changed: some network filesystems object even to a no-op.
     if (status.st_uid, status.st_gid) != (uid, gid):
-        os.chown(path, uid, gid)
+        try:
+            os.chown(path, uid, gid)
+        except PermissionError as error:
+            raise PermissionError(
+                errno.EPERM,
+                f"cannot be given to {uid}:{gid}, for layers have owners: be root, or in a"
+                " namespace of your own (unshare -Urm)",
+                path,
+            ) from error
     if stat.S_IMODE(os.stat(path).st_mode) != mode:
         os.chmod(path, mode)
 

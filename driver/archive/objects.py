@@ -19,6 +19,7 @@ from collections.abc import Iterable
 
 from driver.archive.reader import Entry, Kind
 from driver.idmap import IdentityMapping
+from driver.support import in_user_namespace
 from unionfs import syscalls
 
 _log = logging.getLogger(__name__)
@@ -219,12 +220,3 @@ def entry_times(entry: Entry) -> tuple[int, int] | None:
     if entry.mtime is None:
         return None
     return max(entry.mtime if entry.atime is None else entry.atime, entry.mtime), entry.mtime
-
-
-def in_user_namespace() -> bool:
-    """Tell whether this process lives outside of the initial user namespace."""
-    try:
-        with open("/proc/self/uid_map", encoding="ascii") as table:
-            return table.readline().split() != ["0", "0", "4294967295"]
-    except FileNotFoundError:
-        return False  # a kernel without user namespaces

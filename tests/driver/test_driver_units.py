@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 
 import driver
-from driver import backing, mounts, mounttable, removal, support
+from driver import backing, mounts, mounttable, removal
 from driver.counter import UseCounter
 from driver.diff import DiffStream
 from driver.getter import FileGetter
 from driver.idmap import IdentityMapping, IdMap
 from driver.size import branch_size
 from driver.store import check_id, make_directory
+from tests.support.processes import as_user
+from unionfs.fuse import preflight
 from unionfs.union.options import parse_options
 
 
@@ -253,6 +255,22 @@ def test_make_directory_owns_an_existing_one(tmp_path: Path) -> None:
     assert (tmp_path / "a").stat().st_uid == 0
 
 
+def test_a_plain_user_is_told_what_a_store_takes(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 1000, 1000)
+
+    def make() -> str:
+        try:
+            make_directory("new/store", 0o710, 1000, 0)
+        except PermissionError as error:
+            return str(error)
+        return ""
+
+    assert "unshare -Urm" in as_user(1000, 1000, make, directory=home)
+    assert os.listdir(home) == []
+
+
 def test_make_directory_over_a_file(tmp_path: Path) -> None:
     fill(tmp_path, "file")
     with pytest.raises(NotADirectoryError):
@@ -334,7 +352,7 @@ def test_our_own_filesystem_is_refused(store: driver.Driver) -> None:
 
 
 def test_device_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(support, "_DEVICE", str(tmp_path / "none"))
+    monkeypatch.setattr(preflight, "DEVICE", str(tmp_path / "none"))
     with pytest.raises(driver.AufsNotSupportedError) as caught:
         driver.init(tmp_path / "aufs")
     assert str(caught.value).startswith("AUFS was not found in /proc/filesystems")
