@@ -26,7 +26,8 @@ def make_reachable(paths: Sequence[str], user: int | None = None) -> None:
         ImpossibleError.
     """
     for path in paths:
-        if not _may_enter(path, user):
+        # Python lists the directories that it imports from.
+        if not _may_enter(path, user) or not _may_enter(path, user, listing=True):
             raise ImpossibleError(f"other users may not enter {path}: chmod o+rx it")
     closed = {path: _closed_above(path, user) for path in paths}
     held = {path: os.open(path, os.O_PATH | os.O_DIRECTORY) for path in paths if closed[path]}
@@ -62,9 +63,10 @@ def _closed_above(path: str, user: int | None) -> str | None:
     return next((folder for folder in above if not _may_enter(folder, user)), None)
 
 
-def _may_enter(folder: str, user: int | None) -> bool:
+def _may_enter(folder: str, user: int | None, *, listing: bool = False) -> bool:
     status = os.stat(folder)
-    return bool(status.st_mode & (stat.S_IXUSR if status.st_uid == user else stat.S_IXOTH))
+    right = stat.S_IROTH if listing else stat.S_IXOTH
+    return bool(status.st_mode & (right << 6 if status.st_uid == user else right))
 
 
 if __name__ == "__main__":

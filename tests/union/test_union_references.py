@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.cores import Core
 from tests.support.trees import fails, fill, paths
+from unionfs.syscalls import RENAME_EXCHANGE
 from unionfs.union.core import Change, run_now
 
 OVERLAY = "profile=overlay,volatile"
@@ -103,6 +104,21 @@ def test_a_redirect_is_not_entered(
     messages = {record.getMessage() for record in caplog.records}
     assert len(messages) == 1
     assert messages.pop().startswith(f"/d on {core.branch('M')}=ro+wh is refused (EIO): it is a ")
+
+
+def test_a_redirect_on_the_writable_branch_stays_where_it_is(core: Core) -> None:
+    """The name that it holds may be relative to the directory it is in."""
+    fill(core.branch("W"), "new/f", "other/f")
+    mark(core.branch("W") / "new", "redirect", value=b"old")
+    start(core)
+    before = paths(core.branch("W"))
+    with fails("EIO"):
+        core.rename("new", "newer")
+    with fails("EIO"):
+        core.rename("new", "other", RENAME_EXCHANGE)
+    with fails("EIO"):
+        core.rename("other", "new", RENAME_EXCHANGE)
+    assert paths(core.branch("W")) == before
 
 
 def test_nor_when_only_its_parent_was_listed(core: Core) -> None:

@@ -261,13 +261,17 @@ def _make_movable(state: State, node: DirectoryNode, target: WritableBranch) -> 
     """Bring a directory to a writable branch in such a way that it can be moved there.
 
     Raises:
-        OSError: ``EXDEV`` when lower branches contribute to it.
+        OSError: ``EXDEV`` when lower branches contribute to it, ``EIO`` when overlayfs has left its
+            content under another name: that is not found from a new place.
     """
-    if state.copy_on(node, target) is None:
+    copy = state.copy_on(node, target)
+    if copy is None:
         if not is_empty(state, node):
             raise OSError(EXDEV, "the directory lies on a lower branch", node.name)
         copy_up_directory(state, node, target)
-    elif names_below(state, node, target):
+        return
+    state.directories.get(node, copy)  # opening it finds that out
+    if names_below(state, node, target):
         raise OSError(EXDEV, "lower branches contribute to the directory", node.name)
 
 
