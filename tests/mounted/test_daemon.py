@@ -298,21 +298,6 @@ def test_branches_that_change_under_open_files(union: Union) -> None:
     assert (top / "d/again").read_text() == "mnt"
 
 
-def test_a_lower_filesystem_that_is_unmounted(union: Union) -> None:
-    """An engine unmounts a layer behind our back: descriptors keep it alive, nothing hangs."""
-    fill(union.tmpfs("M", "1m"), "m", "d/x")
-    fill(union.R, "f")
-    union.ignore_branches("one of them goes")
-    union.no_comparison("one of the branches is not there any more")
-    top = union.start("W=rw", "M=ro+wh", "R=ro+wh")
-    assert (top / "m").read_text() == "M"
-    union.detach("M")
-    assert (top / "f").read_text() == "R"
-    assert symbol_of((top / "m").read_text) in ("ok", "ENOENT", "EIO")
-    assert symbol_of(os.listdir, top / "d") in ("ok", "ENOENT", "EIO")
-    (top / "new").write_text("x")
-
-
 def test_a_branch_below_the_mount_point(union: Union) -> None:
     """The daemon would wait for itself if it ever walked the path again."""
     inner = union.mount / "W"
