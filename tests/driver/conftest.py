@@ -48,3 +48,11 @@ def using(store: driver.Driver) -> Callable[[str], object]:
             store.put(layer)
 
     return use
+
+
+@pytest.fixture
+def branch(tmp_path: Path) -> Path:
+    """An empty branch, to be written as a tar."""
+    branch = tmp_path / "branch"
+    branch.mkdir()
+    return branch

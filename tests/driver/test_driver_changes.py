@@ -16,21 +16,9 @@ from driver.changes import layer_changes, same_time
 from driver.compare import changed_size, tree_changes
 from driver.removal import remove_by_force
 from tests.support.effort import examples
+from tests.support.layers import make
 
 WHEN = 1_600_000_000 * 10**9
-
-
-def make(base: Path, *names: str) -> Path:
-    """Make directories (names ending in ``/``) and files holding their own name."""
-    base.mkdir(exist_ok=True)
-    for name in names:
-        path = base / name
-        if name.endswith("/"):
-            path.mkdir(parents=True, exist_ok=True)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(name)
-    return base
 
 
 def settle(*trees: Path) -> None:

@@ -7,12 +7,13 @@ next door proves nothing.
 import io
 import os
 import stat
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from driver.archive import apply_layer, unpack_layer
+from driver.archive import apply_layer, layer_chunks, unpack_layer
 
 Extract = Callable[[Path, bytes], object]
 
@@ -118,6 +119,38 @@ def apply_by_steps(root: Path, data: bytes) -> None:
 
 EXTRACTORS: tuple[Extract, ...] = (unpack, apply, unpack_by_steps, apply_by_steps)
 """Both extractors, each with the kernel's resolution and with our own."""
+
+
+def make(base: Path, *names: str) -> Path:
+    """Make directories (names ending in ``/``) and files holding their own name."""
+    base.mkdir(exist_ok=True)
+    for name in names:
+        path = base / name
+        if name.endswith("/"):
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+    return base
+
+
+def written(branch: Path, **options: object) -> bytes:
+    """Return the tar of a branch."""
+    return b"".join(layer_chunks(branch, **options))  # type: ignore[arg-type]
+
+
+def members(data: bytes) -> list[tarfile.TarInfo]:
+    """Return what the standard library finds in a tar."""
+    with tarfile.open(fileobj=io.BytesIO(data), encoding="utf-8", errors="surrogateescape") as tar:
+        return tar.getmembers()
+
+
+def raw_names(data: bytes) -> list[str]:
+    """Return the names as stored, trailing slashes included."""
+    done = subprocess.run(
+        ["tar", "-t", "--quoting-style=literal"], input=data, check=True, capture_output=True
+    )
+    return [os.fsdecode(line) for line in done.stdout.splitlines()]
 
 
 def listing(root: Path) -> list[str]:
