@@ -131,6 +131,11 @@ def test_a_branch_that_another_union_writes(run: Commands) -> None:
     assert [line.mountpoint for line in run.mounts()] == [os.fsencode(run.root / "mnt")]
 
 
+def test_a_union_on_top_of_its_writable_branch_a_second_time(run: Commands) -> None:
+    run.mount("changes", "-o", GOOD)
+    fails(run, "changes", "-o", GOOD, symbol="EINVAL", says="lies on another union")
+
+
 def own_dev(script: str) -> tuple[str, ...]:
     """Run the command where /dev is what ``script`` makes of an empty directory."""
     script = f'mount -t tmpfs none /dev && cd /dev && {script} && cd "$0" && exec "$@"'

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from unionfs import syscalls
 from unionfs.branch.branch import Branch, WritableBranch
 from unionfs.branch.errors import BranchError
+from unionfs.branch.forms import NAME_LIMIT
 from unionfs.branch.permission import Access, Permission
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _NO_BRANCH: Final = {
     0x61756673: "aufs",
     0xF15F: "ecryptfs",
 }
+_FUSE: Final = 0x65735546
 # A union that was just unmounted may take a moment to let go of its branch.
 _LOCK_PATIENCE_S: Final = 3.0
 
@@ -132,7 +134,7 @@ def _open(
             )
         permission = specification.permission or _default(index, magic, read_only=read_only)
         if permission.writable:
-            _check_writable(fd, shown)
+            _check_writable(fd, shown, magic)
             if exclusive:
                 lock_fd = _lock(fd, shown)
         fd, walled = _wall_off(fd, writable=permission.writable)
@@ -164,12 +166,18 @@ def _default(index: int, magic: int, *, read_only: bool) -> Permission:
     return Permission(Access.RO, frozenset())
 
 
-def _check_writable(fd: int, shown: str) -> None:
+def _check_writable(fd: int, shown: str, magic: int) -> None:
     status = os.fstatvfs(fd)
     if status.f_flag & os.ST_RDONLY:
         raise BranchError(
             EROFS,
             f"branch {shown} is rw but its filesystem is mounted read-only (EROFS): use {shown}=ro",
+        )
+    if magic == _FUSE and status.f_namemax == NAME_LIMIT:
+        raise BranchError(
+            EINVAL,
+            f"branch {shown} is rw but lies on another union (EINVAL): unmount that one first, or "
+            f"use {shown}=ro",
         )
     if status.f_namemax < 255:
         raise BranchError(
