@@ -83,7 +83,7 @@ class Suite:
         """
         report.unlink(missing_ok=True)
         words = [
-            str(self.python), "-m", "test", "--use=largefile", f"--tempdir={directory}",
+            str(self.python), "-m", "test", "--use=largefile,cpu", f"--tempdir={directory}",
             f"--junit-xml={report}", module,
         ]  # fmt: skip
         environment = environment | {"TMPDIR": str(directory)}
