@@ -272,6 +272,27 @@ class Model:
                 self.make_room(place[0])
                 place[0].on_upper.add(place[1])
 
+    def commit(self) -> None:
+        """The writable branch becomes a layer, and an empty one comes on top of it.
+
+        What a layer hides then stays hidden, so all below is as good as one tree of what shows.
+        """
+
+        def shown(directory: Directory) -> Tree:
+            tree = Tree()
+            for name, node in directory.names.items():
+                tree.names[name] = shown(node) if isinstance(node, Directory) else node
+                if isinstance(node, File):
+                    node.upper = False
+            directory.below = [tree]
+            directory.upper = directory is self.root
+            directory.on_upper.clear()
+            directory.whiteouts.clear()
+            return tree
+
+        shown(self.root)
+        self.root.mtime = RECENT
+
     # names
 
     def _put(self, directory: Directory, name: bytes, node: File | Directory) -> None:

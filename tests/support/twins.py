@@ -161,6 +161,28 @@ class Twins:
         self.running = False
         self.union.close()
 
+    def commit(self) -> None:
+        """Put an empty writable branch on top of the present one, as for a container's next layer.
+
+        Not where something lies beside its whiteout, or a branch above the writable one.
+        """
+        hidden = any(directory.beside or directory.broken for directory in self.model.root.walk())
+        if hidden or not self.layout[0].endswith("=rw"):
+            return
+        self.stop()
+        layer = self.writable
+        self.read_only.insert(0, layer)
+        self.fingerprints.insert(0, fingerprint(layer))
+        self.writable = self.top / f"W{len(self.layout)}"
+        self.writable.mkdir()
+        status = layer.stat()
+        os.chown(self.writable, status.st_uid, status.st_gid)
+        shutil.copystat(layer, self.writable)
+        self.layout[0] = f"{layer.name}=ro+wh"
+        self.layout.insert(0, f"{self.writable.name}=rw")
+        self.model.commit()
+        self.start()
+
     def finish(self) -> None:
         """Start anew, compare for the last time."""
         self.stop()

@@ -467,7 +467,9 @@ class Machine(Twins, RuleBasedStateMachine):
 
     @rule(
         which=pick,
-        what=st.sampled_from(("forget", "forget some", "hold", "let go", "start anew", "look")),
+        what=st.sampled_from(
+            ("forget", "forget some", "hold", "let go", "start anew", "commit", "look")
+        ),
     )
     def remember(self, which: int, what: str) -> None:
         """Forget; hold on to a node as O_PATH or a working directory does; mount again."""
@@ -488,6 +490,8 @@ class Machine(Twins, RuleBasedStateMachine):
         elif what == "start anew":
             self.stop()
             self.start()
+        elif what == "commit":
+            self.commit()
         else:
             self.compare(live=True)
 

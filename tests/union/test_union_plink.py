@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -248,6 +249,23 @@ def test_a_writable_branch_that_has_become_a_layer(linked: Core) -> None:
     check(linked, {"d/c": b"newer"}, 1)
     linked.stop()
     assert fingerprint(linked.base / "W") == before
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFREG, stat.S_IFIFO])
+def test_a_name_that_only_a_layer_below_links_to_a_copy(core: Core, kind: int) -> None:
+    """The name lies on R, the copy on W, and what W2 holds is no more than a count."""
+    os.mknod(core.branch("R") / "a", kind | 0o644)
+    core.start()
+    core.link("a", "b")
+    core.stop()
+    core.start("W2=rw", "W=ro+wh", "R=ro+wh")
+    core.unlink("b")
+    for _ in range(2):
+        assert core.names() == ["a"]
+        assert core.nlink("a") == 1
+        run_now(core.union.setattr(core.file("a"), Change(mode=0o600)))
+        assert os.listdir(core.branch("W2")).count("a") == 1
+        core.start()
 
 
 def test_the_tag_tells_branches_apart_and_not_names(

@@ -267,8 +267,9 @@ def locate(state: State, node: FileNode) -> tuple[Directory, bytes, os.stat_resu
                 return directory, name, status
             if node.plink is None:
                 state.nodes.drop_name(node, parent, name)
-    plink = node.plink
-    if plink is not None and plink.upper == node.identity:
+    # Not node.plink: where the copy lies on a lower branch, that may be a count kept above it.
+    plink = state.plinks.of_copy(node.identity)
+    if plink is not None:
         directory = state.plinks.directory(plink.branch)
         status = directory.find(plink.entry)
         if status is not None and identity_of(status) == node.identity:
