@@ -268,6 +268,41 @@ def test_warnings_reach_the_caller(run: Commands) -> None:
     assert all(line.startswith("fuse-aufs: warning: branch ") for line in lines)
 
 
+@pytest.mark.parametrize("closed", ["0<&-", "0<&- 1>&-", "0<&- 1>&- 2>&-", "2>&-"])
+def test_a_caller_without_standard_streams(run: Commands, closed: str) -> None:
+    """What is opened then gets their numbers, unless care is taken."""
+    prefix = ("sh", "-c", f'exec "$@" {closed}', "sh")
+    done = run(FUSE_AUFS, "mnt", "-o", f"{GOOD},log={run.root}/log", prefix=prefix)
+    assert done.returncode == 0
+    assert os.listdir(run.root / "mnt") == ["file"]
+    (run.root / "mnt/new").write_text("x")
+    assert (run.root / "changes/new").read_text() == "x"
+
+
+@pytest.mark.parametrize("words", [("none", "mnt"), ("none", "missing")])
+def test_a_stderr_that_cannot_be_written(run: Commands, words: tuple[str, ...]) -> None:
+    prefix = ("sh", "-c", 'exec "$@" 2>/dev/full', "sh")
+    layers = "lowerdir=base,upperdir=changes,workdir=mnt,nonsense"  # the last is warned about
+    done = run(FUSE_AUFS, *words, "-o", layers, prefix=prefix)
+    assert done.returncode == (0 if "mnt" in words else 1)
+    assert len(run.mounts()) == (1 if "mnt" in words else 0)
+
+
+def test_a_version_that_cannot_be_written(run: Commands) -> None:
+    done = run(FUSE_AUFS, "--version", prefix=("sh", "-c", 'exec "$@" >/dev/full', "sh"))
+    assert (done.returncode, done.stderr) == (
+        1,
+        "fuse-aufs: No space left on device (ENOSPC)\n",
+    )
+
+
+def test_names_that_look_like_options(run: Commands) -> None:
+    (run.root / "-o").mkdir()
+    run.mount("-o", GOOD, "--", "-x", "-o")
+    (line,) = run.mounts()
+    assert (line.source, line.mountpoint) == (b"-x", os.fsencode(run.root / "-o"))
+
+
 def test_in_a_user_namespace(run: Commands) -> None:
     script = """
         set -e

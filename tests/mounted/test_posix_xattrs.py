@@ -134,6 +134,19 @@ def test_a_capability_is_lost_by_a_change_of_content(oracle: Oracle, udba: str) 
     oracle.same(scenario)
 
 
+def test_an_acl_that_is_not_there_can_be_removed(oracle: Oracle) -> None:
+    oracle.start(lambda place: fill(place, "f", "d/x"), options="acl")
+
+    def scenario(top: Path) -> list[str]:
+        return [
+            symbol_of(os.removexattr, top / name, f"system.posix_acl_{kind}")
+            for name in ("f", "d")
+            for kind in ("access", "default")
+        ]
+
+    oracle.same(scenario)
+
+
 @pytest.mark.parametrize("user", [0, 1000])
 @pytest.mark.parametrize("capable", [True, False])
 def test_who_takes_set_user_id_away(oracle: Oracle, udba: str, user: int, capable: bool) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.mounting import Union
 from tests.support.oracle import symbol_of
+from tests.support.overlay_trees import ANYBODY, acl
 from tests.support.processes import in_user_namespace
 from tests.support.trees import assert_whiteout, fails, fill, paths
 
@@ -66,6 +67,45 @@ def test_everyday_work(options: str) -> None:
         assert set(os.listdir(top)) == {"f", "d", "new", "e"}
 
     inside(scenario)
+
+
+STRANGE = acl(
+    (0x01, 6, ANYBODY), (0x02, 6, 2009), (0x04, 4, ANYBODY), (0x10, 6, ANYBODY), (0x20, 4, ANYBODY)
+)
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize("profile", ["driver", "aufs,acl", "aufs"])
+def test_an_acl_that_names_somebody_outside(profile: str) -> None:
+    """The project of a user with an ACL for a colleague, seen in a rootless container."""
+
+    def prepare(place: Path) -> None:
+        lower = place / "home/R"
+        fill(lower, "f", "g", "d/x", "dacl/")
+        for name in ("f", "g", "d", "dacl"):
+            os.setxattr(lower / name, "system.posix_acl_access", STRANGE)
+        os.setxattr(lower / "dacl", "system.posix_acl_default", STRANGE)
+        for path in (lower, *lower.rglob("*")):
+            os.chown(path, 1000, 1000)
+
+    def scenario(union: Union) -> None:
+        union.expect_log("whose ids are not mapped")
+        top = union.start(options=f"profile={profile}")
+        assert (top / "f").read_text() == "R"
+        (top / "f").write_text("changed")
+        (top / "g").rename(top / "h")
+        (top / "d").chmod(0o700)
+        (top / "d/new").write_text("new")
+        (top / "dacl/sub").mkdir()
+        if profile != "aufs":
+            shown = os.getxattr(top / "f", "system.posix_acl_access")
+            assert shown == acl(*((tag, right, ANYBODY) for tag, right in NOBODY_NAMED))
+        assert paths(union.W) == {"f", ".wh.g", "h", "d", "d/new", "dacl", "dacl/sub"}
+
+    inside(scenario, prepare)
+
+
+NOBODY_NAMED = ((0x01, 6), (0x04, 4), (0x10, 6), (0x20, 4))
 
 
 @pytest.mark.usefixtures("warm")

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unionfs.union.idmap import OVERFLOW_ID, IdMapping, IdRange, Translation, parse_id_map
+from unionfs.union.idmap import (
+    OVERFLOW_ID,
+    IdMapping,
+    IdRange,
+    Translation,
+    parse_id_map,
+    without_strangers,
+)
 from unionfs.union.options import OptionError, parse_options
 from unionfs.union.printing import option_string
 
@@ -74,16 +82,37 @@ def test_squashing_shows_one_id_and_stores_what_comes() -> None:
     assert translation.stored(1234) == 1234
 
 
+def acl(*named: tuple[int, int, int]) -> bytes:
+    entries = ((0x01, 7, 0xFFFFFFFF), *named, (0x10, 7, 0xFFFFFFFF), (0x20, 0, 0xFFFFFFFF))
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
 def test_ids_in_acls_are_translated() -> None:
-    def acl(user: int, group: int) -> bytes:
-        entries = ((0x01, 7, 0xFFFFFFFF), (0x02, 5, user), (0x08, 4, group), (0x20, 0, 0xFFFFFFFF))
-        return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    def acl_of(user: int, group: int) -> bytes:
+        return acl((0x02, 5, user), (0x08, 4, group))
 
     ids = IdMapping(Translation((IdRange(0, 1000, 9),)), Translation((IdRange(0, 2000, 9),)))
-    assert ids.show_acl(acl(1, 2)) == acl(1001, 2002)
-    assert ids.store_acl(acl(1001, 2002)) == acl(1, 2)
+    assert ids.show_acl(acl_of(1, 2)) == acl_of(1001, 2002)
+    assert ids.store_acl(acl_of(1001, 2002)) == acl_of(1, 2)
     with pytest.raises(OSError, match="not an ACL"):
         ids.store_acl(b"\x02\0\0\0abc")
+
+
+def test_entries_of_an_acl_that_mean_nobody_are_not_shown() -> None:
+    ids = IdMapping(Translation((IdRange(0, 1000, 9),)), Translation((IdRange(0, 2000, 9),)))
+    strangers = acl((0x02, 5, 1), (0x02, 6, 50), (0x02, 7, 2**32 - 1), (0x08, 7, 60))
+    assert ids.show_acl(strangers) == acl((0x02, 5, 1001))
+    with pytest.raises(OSError, match="not mapped") as caught:
+        ids.store_acl(acl((0x02, 5, 7)))
+    assert caught.value.errno == errno.EINVAL
+    # The kernel says so of an id that this user namespace does not have.
+    assert without_strangers(acl((0x02, 5, 7), (0x08, 7, 2**32 - 1))) == acl((0x02, 5, 7))
+
+
+def test_entries_of_an_acl_are_not_squashed() -> None:
+    ids = IdMapping(Translation(squash=0), Translation(squash=0))
+    several = acl((0x02, 5, 1), (0x02, 0, 2), (0x08, 4, 3))
+    assert ids.show_acl(several) == ids.store_acl(several) == several
 
 
 @pytest.mark.parametrize(
@@ -105,5 +134,6 @@ def test_squash_to_root() -> None:
     assert (ids.uid.squash, ids.gid.squash) == (0, 0)
     with pytest.raises(OptionError, match="takes no value"):
         parse_options([b"squash_to_root=1,br:/w=rw"], ignore)
-    with pytest.raises(OptionError, match="squash_to_uid"):
-        parse_options([b"squash_to_uid=x,br:/w=rw"], ignore)
+    for text in ("x", "-1", "4294967295"):  # the last one is nobody's
+        with pytest.raises(OptionError, match="squash_to_uid"):
+            parse_options([f"squash_to_uid={text},br:/w=rw".encode()], ignore)

@@ -79,7 +79,11 @@ class _ShowVersion(argparse.Action):
             version = metadata.version("fuse-aufs")
         except metadata.PackageNotFoundError:
             version = "(not installed)"
-        print(f"fuse-aufs {version}")
+        try:
+            # Unbuffered: what cannot be written must not be tried again at exit.
+            os.write(1, f"fuse-aufs {version}\n".encode())
+        except OSError as error:
+            parser.exit(1, f"fuse-aufs: {_explain(error)}\n")
         parser.exit(0)
 
 
@@ -96,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "places",
-        nargs="+",
+        nargs="*",
         metavar="[SOURCE] MOUNTPOINT",
         help="SOURCE is any word to show in /proc/mounts (default: none)",
     )
@@ -126,23 +130,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: its arguments, those of the process when None.
     Returns the exit status.  Raises SystemExit for wrong usage (2), ``--help`` and ``--version``.
     """
-    inherited = process.open_descriptors()
     parser = _parser()
-    arguments = parser.parse_intermixed_args(argv)
-    places = [os.fsencode(place) for place in arguments.places]
+    words = list(sys.argv[1:] if argv is None else argv)
+    # argparse lets options stand between the places, but forgets that it does when it sees "--".
+    end = words.index("--") if "--" in words else len(words)
+    arguments = parser.parse_intermixed_args(words[:end])
+    places = [os.fsencode(place) for place in (*arguments.places, *words[end + 1 :])]
+    if not places:
+        parser.error("the mount point is missing")
     if len(places) > 2:
         parser.error(f"too many arguments: {printable(places[2])}")
     try:
+        process.fill_standard_descriptors()
         _mount(
             source=places[0] if len(places) == 2 else None,
             mountpoint=places[-1],
             texts=[os.fsencode(text) for text in arguments.options],
             foreground=arguments.foreground,
             debug=arguments.debug,
-            inherited=inherited,
+            inherited=process.open_descriptors(),
         )
     except (OptionError, process.DaemonError, OSError) as error:
-        print(f"fuse-aufs: {_explain(error)}", file=sys.stderr)
+        _complain(f"fuse-aufs: {_explain(error)}")
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -161,7 +170,18 @@ def _explain(error: Exception) -> str:
 
 
 def _warn(message: str) -> None:
-    print(f"fuse-aufs: warning: {printable(message)}", file=sys.stderr)
+    _complain(f"fuse-aufs: warning: {printable(message)}")
+
+
+def _complain(line: str) -> None:
+    """Print a line on stderr. That nobody can read it is no reason to fail."""
+    if sys.stderr is None:  # it was closed
+        return
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        # Else it is tried again at exit, and the exit status is that of this attempt.
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the end
 
 
 def _mount(

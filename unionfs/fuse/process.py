@@ -200,6 +200,21 @@ def on_hangup(action: Callable[[], object]) -> None:
     signal.signal(signal.SIGHUP, lambda _number, _frame: action())
 
 
+def fill_standard_descriptors() -> None:
+    """Have descriptors 0 to 2, so that nothing else gets one of these numbers.
+
+    A caller may have closed them. What was opened then would be taken for a standard stream, and be
+    replaced when those are silenced.
+
+    Raises:
+        OSError: there is no /dev/null to put there.
+    """
+    for fd in (0, 1, 2):
+        if not _is_open(fd):
+            # The lowest free number, which is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003  # no keyword
+
+
 def _silence_standard_streams() -> None:
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for fd in (0, 1, 2):

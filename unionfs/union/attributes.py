@@ -250,10 +250,16 @@ def remove_xattr(state: State, node: FileNode | DirectoryNode, key: bytes) -> Op
     """Remove an extended attribute, after copy-up.
 
     Raises:
-        OSError: ``ENODATA`` when it is not there; nothing is copied up then.
+        OSError: ``ENODATA`` when it is not there; nothing is copied up then. An ACL that is not
+            there is as good as removed.
     """
     _check_visible(state, key)
-    _reach(state, node, lambda path: os.getxattr(path, key))
+    try:
+        _reach(state, node, lambda path: os.getxattr(path, key))
+    except OSError as error:
+        if error.errno == ENODATA and key.startswith(_ACL):
+            return
+        raise
     yield from _bring_up(state, node)
     _reach(state, node, lambda path: os.removexattr(path, key))
 

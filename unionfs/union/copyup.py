@@ -23,6 +23,7 @@ from unionfs import syscalls
 from unionfs.branch import MountedOver
 from unionfs.branch.forms import is_mark_xattr
 from unionfs.union.data import CancelledError, copy_content
+from unionfs.union.idmap import ACL_PREFIX, without_strangers
 from unionfs.union.lookup import locate, nlink_of, node_of, resolve
 from unionfs.union.nodes import Copy, DirectoryNode, FileNode, identity_of
 from unionfs.union.operation import Job, Latch, Operation
@@ -364,11 +365,21 @@ def _copy_xattrs(source: bytes, copy: bytes, target: Branch, *, keep_capability:
             if error.errno in _IGNORED_READING:
                 continue
             raise
+        if os.fsencode(key).startswith(ACL_PREFIX):
+            value = _known_entries(value, target)
         try:
             os.setxattr(copy, key, value)
         except OSError as error:
             if error.errno in (ENOMEM, EDQUOT) or not _ignored(target, key):
                 raise
+
+
+def _known_entries(acl: bytes, target: Branch) -> bytes:
+    """Return an ACL as it can be stored here: other ids exist outside of this user namespace."""
+    known = without_strangers(acl)
+    if known != acl:
+        log.warning("a copy on %s lacks those entries of its ACL whose ids are not mapped", target)
+    return known
 
 
 def _ignored(target: Branch, key: str) -> bool:

@@ -6,7 +6,9 @@ and that an id coming in (who creates, chown) in ``[B, B+LENGTH)`` is stored as 
 What no triple covers becomes the overflow id. *Squashing* shows one id for all and stores what
 comes in, as far as the daemon may.
 
-ACLs carry ids too, and are translated in the same way. (Specification: driver.md 4.7.)
+ACLs name ids too. Those are mapped, but never squashed: of several entries one would be left. Who
+has no id here cannot be meant by an entry, so it is left out of what is shown; no other user is
+treated differently for that. (Specification: driver.md 4.7.)
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 OVERFLOW_ID: Final = 65534
-LARGEST_ID: Final = (1 << 32) - 1
+_NO_ID: Final = (
+    1 << 32
+) - 1  # what the kernel says of an id that this user namespace does not have
+LARGEST_ID: Final = _NO_ID - 1
 
 # The value of system.posix_acl_*: a version, then (tag, permissions, id) for each entry.
 _ACL_HEADER: Final = struct.Struct("<I")
@@ -73,21 +78,31 @@ class Translation:
         """Return what users see for an id on the branch."""
         if self.squash is not None:
             return self.squash
-        if not self.ranges:
-            return stored
-        for entry in self.ranges:
-            if 0 <= stored - entry.stored < entry.length:
-                return entry.shown + stored - entry.stored
-        return OVERFLOW_ID
+        found = self.named_shown(stored)
+        return OVERFLOW_ID if found is None else found
 
     def stored(self, shown: int) -> int:
         """Return what goes to the branch for an id that comes in."""
+        found = self.named_stored(shown)
+        return OVERFLOW_ID if found is None else found
+
+    def named_shown(self, stored: int) -> int | None:
+        """Return the id that is meant by an entry of an ACL on the branch, None if it is nobody."""
+        if stored == _NO_ID or not self.ranges:
+            return None if stored == _NO_ID else stored
+        for entry in self.ranges:
+            if 0 <= stored - entry.stored < entry.length:
+                return entry.shown + stored - entry.stored
+        return None
+
+    def named_stored(self, shown: int) -> int | None:
+        """Return what an entry of an ACL that comes in names on the branch, None if it cannot."""
         if not self.ranges:
             return shown
         for entry in self.ranges:
             if 0 <= shown - entry.shown < entry.length:
                 return entry.stored + shown - entry.shown
-        return OVERFLOW_ID
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,27 +123,47 @@ class IdMapping:
         return self.uid.squash is not None or self.gid.squash is not None
 
     def show_acl(self, value: bytes) -> bytes:
-        """Translate the ids in an ACL read from a branch."""
-        return _translate(value, self.uid.shown, self.gid.shown)
+        """Translate the ids in an ACL read from a branch.
+
+        Raises:
+            OSError: ``EINVAL`` for a value that is not an ACL.
+        """
+        return _translate(value, self.uid.named_shown, self.gid.named_shown)
 
     def store_acl(self, value: bytes) -> bytes:
         """Translate the ids in an ACL that comes in.
 
         Raises:
-            OSError: ``EINVAL`` for a value that is not an ACL.
+            OSError: ``EINVAL`` for a value that is not an ACL, or one that names an id without a
+                place on the branch.
         """
-        return _translate(value, self.uid.stored, self.gid.stored)
+        stored = _translate(value, self.uid.named_stored, self.gid.named_stored)
+        if len(stored) != len(value):
+            raise OSError(EINVAL, "the ACL names an id that is not mapped")
+        return stored
 
 
-def _translate(value: bytes, uid: Callable[[int], int], gid: Callable[[int], int]) -> bytes:
+def without_strangers(acl: bytes) -> bytes:
+    """Leave out the entries of an ACL whose ids this user namespace does not have.
+
+    Raises:
+        OSError: ``EINVAL`` for a value that is not an ACL.
+    """
+    return IdMapping().show_acl(acl)
+
+
+def _translate(
+    value: bytes, uid: Callable[[int], int | None], gid: Callable[[int], int | None]
+) -> bytes:
+    """Translate the ids of named entries; leave those out for which there is none."""
     entries = len(value) - _ACL_HEADER.size
     if entries < 0 or entries % _ACL_ENTRY.size:
         raise OSError(EINVAL, "not an ACL")
+    translations = {_ACL_USER: uid, _ACL_GROUP: gid}
     parts = [value[: _ACL_HEADER.size]]
     for tag, permissions, identifier in _ACL_ENTRY.iter_unpack(value[_ACL_HEADER.size :]):
-        if tag == _ACL_USER:
-            identifier = uid(identifier)
-        elif tag == _ACL_GROUP:
-            identifier = gid(identifier)
-        parts.append(_ACL_ENTRY.pack(tag, permissions, identifier))
+        translation = translations.get(tag)
+        found = identifier if translation is None else translation(identifier)
+        if found is not None:
+            parts.append(_ACL_ENTRY.pack(tag, permissions, found))
     return b"".join(parts)
