@@ -33,6 +33,7 @@ from driver.errors import (
     LayerExistsError,
     LayerNotFoundError,
     MountError,
+    NotAStoreError,
     StorageOptNotSupportedError,
 )
 from driver.getter import FileGetter
@@ -65,6 +66,7 @@ __all__ = [
     "LayerExistsError",
     "LayerNotFoundError",
     "MountError",
+    "NotAStoreError",
     "StorageOptNotSupportedError",
     "init",
     "unmount",

@@ -1,8 +1,12 @@
-"""What the driver's root lies on (driver.md 1.3, step 2).
+"""Where layers may be kept: what the driver's root holds and what it lies on (driver.md 1.3).
 
-The name goes into the status report. Few filesystems are refused: our own and the kernel's aufs,
-where a branch could not hold whiteouts because their names are reserved there, and ecryptfs, whose
-names are too short. FUSE filesystems share one magic number, so ours is known by its mount.
+The driver takes its root over, owner, mode and all. A directory with anything else in it is
+therefore refused: it was named by mistake, or by a variable that was never set.
+
+Of the filesystem below, the name goes into the status report. Few are refused: our own and the
+kernel's aufs, where a branch could not hold whiteouts because their names are reserved there, and
+ecryptfs, whose names are too short. FUSE filesystems share one magic number, so ours is known by
+its mount.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import os
 
 from driver import mounttable
-from driver.errors import IncompatibleFilesystemError
+from driver.errors import IncompatibleFilesystemError, NotAStoreError
 from unionfs import syscalls
 
 UNKNOWN = "<unknown>"
@@ -39,6 +43,29 @@ _NAMES = {
     0x2FC12FC1: "zfs",
 }
 _REFUSED = frozenset({"aufs", "ecryptfs"})
+
+_SIGNS = frozenset({"diff", "layers"})
+# What may lie in a root that is not finished. It is no sign of one: "/" has a mnt as well.
+_HARMLESS = frozenset({"mnt", "lost+found"})
+
+
+def check_root(root: str) -> None:
+    """Return when ``root`` is missing, empty, or a store of layers, be it half made.
+
+    Raises:
+        NotAStoreError: something else is kept there.
+        OSError: it cannot be read.
+    """
+    try:
+        names = frozenset(os.listdir(root))
+    except FileNotFoundError:
+        return
+    if names <= _HARMLESS or names & _SIGNS:
+        return
+    raise NotAStoreError(
+        f"{root} holds other things than layers: name a new directory, an empty one,"
+        " or one that holds layers already"
+    )
 
 
 def backing_name(root: str) -> str:

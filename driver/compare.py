@@ -5,6 +5,9 @@ attributes only, never content, so two files of equal size and time count as equ
 
 Everything goes by descriptor below the two roots. The size of a directory and its times say nothing
 about its content and never count.
+
+A layer without parent is its branch, not a union. What marks other layers' files as gone in there
+shows in no union, so it is none of the names that are compared.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from driver.beneath import ABSENT, find, open_directory
 from driver.changes import same_time
 from driver.values import Change, ChangeKind
 from unionfs import syscalls
+from unionfs.branch.forms import WHITEOUT_PREFIX, is_device_whiteout
 
 _CAPABILITY = b"security.capability"
 _NO_CAPABILITY = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.ENOENT})
@@ -30,12 +34,26 @@ class _Entry(NamedTuple):
     Attributes:
         kind: None when it did not change itself.
         in_new, in_old: it is a directory there, to be looked into.
+        replaced: it is a directory now and was something else.
     """
 
     name: bytes
     kind: ChangeKind | None
     in_new: bool
     in_old: bool
+    replaced: bool = False
+
+
+class Comparison(NamedTuple):
+    """What differs between two trees.
+
+    Attributes:
+        changes: as `tree_changes` lists them.
+        replaced: paths, relative to the root, of directories where ``old`` has something else.
+    """
+
+    changes: list[Change]
+    replaced: list[bytes]
 
 
 def tree_changes(new: int, old: int | None) -> list[Change]:
@@ -52,7 +70,17 @@ def tree_changes(new: int, old: int | None) -> list[Change]:
     Raises:
         OSError: a directory cannot be read.
     """
+    return compare_trees(new, old).changes
+
+
+def compare_trees(new: int, old: int | None) -> Comparison:
+    """Compare two trees, as `tree_changes` does.
+
+    Raises:
+        OSError: a directory cannot be read.
+    """
     changes: list[Change] = []
+    replaced: list[bytes] = []
     listed: set[bytes] = {b""}
 
     def add(path: bytes, kind: ChangeKind) -> None:
@@ -74,10 +102,12 @@ def tree_changes(new: int, old: int | None) -> list[Change]:
         path = where + b"/" + entry.name if where else entry.name
         if entry.kind is not None:
             add(path, entry.kind)
+        if entry.replaced:
+            replaced.append(path)
         if entry.in_new:
             inside = _compare(new, old if entry.in_old else None, path)
             stack.append((path, iter(inside)))
-    return changes
+    return Comparison(changes, replaced)
 
 
 def changed_size(root: int, changes: Iterable[Change]) -> int:
@@ -127,8 +157,8 @@ def _compare(new: int, old: int | None, path: bytes) -> list[_Entry]:
 def _entries(new_fd: int, old_fd: int) -> Iterable[_Entry]:
     new_names, old_names = _names(new_fd), _names(old_fd)
     for name in sorted(new_names | old_names):
-        new = find(new_fd, name) if name in new_names else None
-        old = find(old_fd, name) if name in old_names else None
+        new = _shown(new_fd, name) if name in new_names else None
+        old = _shown(old_fd, name) if name in old_names else None
         if new is None:
             if old is not None:
                 yield _Entry(name, ChangeKind.DELETE, in_new=False, in_old=False)
@@ -141,7 +171,13 @@ def _entries(new_fd: int, old_fd: int) -> Iterable[_Entry]:
             differs = _differ(new, old) or _capability(new_fd, name, new) != _capability(
                 old_fd, name, old
             )
-            yield _Entry(name, ChangeKind.MODIFY if differs else None, in_new, in_old)
+            kind = ChangeKind.MODIFY if differs else None
+            yield _Entry(name, kind, in_new, in_old, replaced=in_new and not in_old)
+
+
+def _shown(fd: int, name: bytes) -> os.stat_result | None:
+    status = find(fd, name)
+    return None if status is None or is_device_whiteout(status) else status
 
 
 def _differ(new: os.stat_result, old: os.stat_result) -> bool:
@@ -180,4 +216,7 @@ def _open(root: int, path: bytes) -> int:
 
 
 def _names(fd: int) -> set[bytes]:
-    return set(map(os.fsencode, os.listdir(fd))) if fd >= 0 else set()
+    if fd < 0:
+        return set()
+    names = map(os.fsencode, os.listdir(fd))
+    return {name for name in names if not name.startswith(WHITEOUT_PREFIX)}

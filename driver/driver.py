@@ -25,13 +25,15 @@ from dataclasses import dataclass
 from driver import mounts, mounttable
 from driver.archive import apply_layer, layer_chunks, unpack_layer
 from driver.archive.reader import Readable
+from driver.archive.whiteouts import OPAQUE
 from driver.archive.whiteouts import PREFIX as WHITEOUT_PREFIX
-from driver.backing import backing_name
+from driver.backing import backing_name, check_root
 from driver.beneath import open_root
 from driver.changes import layer_changes
-from driver.compare import changed_size, tree_changes
+from driver.compare import changed_size, compare_trees, tree_changes
 from driver.counter import LayerLocks, UseCounter
 from driver.diff import DiffStream
+from driver.ending import in_one_piece
 from driver.errors import LayerNotFoundError, StorageOptNotSupportedError
 from driver.getter import FileGetter
 from driver.idmap import IdentityMapping
@@ -74,14 +76,18 @@ def init(
     Raises:
         AufsNotSupportedError, AufsNestedError: unions cannot be mounted here.
         IncompatibleFilesystemError: layers cannot be kept on the filesystem of ``root``.
-        ValueError: an unknown option.
+        NotAStoreError: ``root`` is full of something that is not layers. Nothing is changed then.
+        ValueError: an unknown option, or no root at all.
         OSError: a directory cannot be made.
     """
     mapping = id_map if id_map is not None else IdentityMapping()
+    if not os.fspath(root):
+        raise ValueError("the root is empty: name the directory that is to hold the layers")
     settings = _parse_options(options)
     check_support()
     place = os.path.realpath(root)
     backing = backing_name(place)
+    check_root(place)
     owner = (0, 0) if mapping.empty else mapping.root_pair()
     store = Store(place, owner)
     _detach_dead(place)
@@ -385,14 +391,16 @@ class Driver:
     @contextmanager
     def _open_union(self, id: str) -> Iterator[int]:
         """Have a layer's union mounted; yield a descriptor of its root."""
-        path = self.get(id)
-        try:
+        with ExitStack() as held:
+            with in_one_piece():
+                path = self.get(id)
+                held.callback(self._put_back, id)
             root = open_root(path)
-            try:
-                yield root
-            finally:
-                os.close(root)
-        finally:
+            held.callback(os.close, root)
+            yield root
+
+    def _put_back(self, id: str) -> None:
+        with in_one_piece():
             self.put(id)
 
     @contextmanager
@@ -420,10 +428,12 @@ class Driver:
         with ExitStack() as held:
             root = held.enter_context(self._open_union(id))
             with self._open_union(parent) as old:
-                found = tree_changes(root, old)
-            whiteouts = []
-            wanted = set()
-            for path, kind in found:
+                found = compare_trees(root, old)
+            # Where the parent has a file, its own layers may still have a directory below that,
+            # and a union would merge it with the one that is now made in the file's place.
+            whiteouts = [path + b"/" + OPAQUE for path in found.replaced]
+            wanted = set(whiteouts)
+            for path, kind in found.changes:
                 relative = os.fsencode(path).removeprefix(b"/")
                 if kind is ChangeKind.DELETE:
                     directory, slash, name = relative.rpartition(b"/")

@@ -57,6 +57,10 @@ class IncompatibleFilesystemError(DriverNotSupportedError):
     """The filesystem below the driver's root cannot carry layers."""
 
 
+class NotAStoreError(DriverError, ValueError):
+    """The driver's root is no place for layers: not there, or full of something else."""
+
+
 class LayerNotFoundError(DriverError, FileNotFoundError):
     """No layer has this id.
 

@@ -20,6 +20,7 @@ import driver
 from driver import Driver, mounts, mounttable
 from driver.mounttable import MountState
 from tests.support.commands import is_running
+from tests.support.layers import members
 
 Using = Callable[[str], AbstractContextManager[Path]]
 
@@ -395,6 +396,38 @@ def test_diff_relative_to_a_grandparent(stacked: Driver, using: Using) -> None:
     stacked.apply_diff("4", "1", io.BytesIO(tar))
     assert stacked.changes("4", "3") == []
     assert not mounttable.mounts_below(stacked.root)
+
+
+@pytest.mark.parametrize("before", ["file", "symlink"])
+def test_diff_of_a_directory_that_took_a_files_place(
+    store: Driver, using: Using, before: str
+) -> None:
+    """What an older layer has below the file must not come back with the directory."""
+    store.create("z")
+    with using("z") as root:
+        (root / "d").mkdir()
+        (root / "d/old").touch()
+    store.create("a", "z")
+    with using("a") as root:
+        (root / "d/old").unlink()
+        (root / "d").rmdir()
+        (root / "d").touch() if before == "file" else (root / "d").symlink_to("nowhere")
+    store.create("b", "a")
+    store.create("c", "b")
+    with using("c") as root:
+        (root / "d").unlink()
+        (root / "d/e").mkdir(parents=True)
+        (root / "d/new").touch()
+    with store.diff("c", "a") as stream:
+        tar = stream.read()
+    assert [member.name for member in members(tar)] == ["d", "d/.wh..wh..opq", "d/e", "d/new"]
+    store.create("x", "a")
+    store.apply_diff("x", "a", io.BytesIO(tar))
+    store.create("y", "a")
+    store.apply_diff("y", "z", io.BytesIO(tar))  # carried out on the union
+    for layer in ("c", "x", "y"):
+        with using(layer) as root:
+            assert sorted(os.listdir(root / "d")) == ["e", "new"], layer
 
 
 def test_apply_relative_to_another_layer(stacked: Driver, using: Using) -> None:

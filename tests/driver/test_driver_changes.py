@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from driver.beneath import open_root
 from driver.changes import layer_changes, same_time
-from driver.compare import changed_size, tree_changes
+from driver.compare import changed_size, compare_trees, tree_changes
 from driver.removal import remove_by_force
 from tests.support.effort import examples
 from tests.support.layers import make
@@ -391,6 +391,35 @@ def test_naive_attributes_of_directories_count(tmp_path: Path, change: str) -> N
     old, new = make(tmp_path / "old", "d/"), make(tmp_path / "new", "d/")
     os.chmod(new / "d", 0o700) if change == "mode" else os.chown(new / "d", 1, 2)
     assert naive(new, old) == ["C /d"]
+
+
+def test_naive_knows_where_a_directory_took_the_place_of_something(tmp_path: Path) -> None:
+    old = make(tmp_path / "old", "a/b", "d/", "to-file/x")
+    (old / "c").symlink_to("d")
+    new = make(tmp_path / "new", "a/b/inside/", "c/", "d/", "new/", "to-file")
+    new_fd, old_fd = open_root(str(new)), open_root(str(old))
+    try:
+        assert compare_trees(new_fd, old_fd).replaced == [b"a/b", b"c"]
+        assert compare_trees(new_fd, None).replaced == []
+    finally:
+        os.close(new_fd)
+        os.close(old_fd)
+
+
+def test_naive_marks_in_the_branch_of_a_layer_are_no_files(tmp_path: Path) -> None:
+    """A layer without parent is compared as its branch, and what is marked in there shows nowhere.
+
+    podman's and buildah's first layers do hold opaque marks.
+    """
+    old = make(
+        tmp_path / "old",
+        *("d/.wh..wh..opq", "d/.wh.x", "d/y", ".wh..wh.plnk/", ".wh..wh.aufs", ".wh.gone"),
+        *(".wh.dir/inside", "keep"),
+    )
+    os.mknod(old / "device", stat.S_IFCHR, os.makedev(0, 0))
+    new = make(tmp_path / "new", "d/y", "keep", "n")
+    settle(old, new)
+    assert naive(new, old) == ["A /n"]
 
 
 def test_naive_size(tmp_path: Path) -> None:

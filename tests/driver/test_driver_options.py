@@ -34,21 +34,19 @@ def no_foreign_owners(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_foreign_owners")
-def test_an_owner_that_cannot_be_set_fails_the_layer(tmp_path: Path) -> None:
-    store = driver.init(tmp_path)
+def test_an_owner_that_cannot_be_set_fails_the_layer(root: str) -> None:
+    store = driver.init(root)
     store.create("layer")
     with pytest.raises(OSError, match="Invalid argument"):
         store.apply_diff("layer", "", layer_of_somebody_else())
 
 
 @pytest.mark.usefixtures("no_foreign_owners")
-def test_with_ignore_chown_errors_it_is_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = driver.init(tmp_path, ["aufs.ignore_chown_errors=true"])
+def test_with_ignore_chown_errors_it_is_logged(root: str, caplog: pytest.LogCaptureFixture) -> None:
+    store = driver.init(root, ["aufs.ignore_chown_errors=true"])
     store.create("layer")
     store.apply_diff("layer", "", layer_of_somebody_else())
-    assert os.stat(tmp_path / "diff/layer/file").st_uid == 0
+    assert os.stat(os.path.join(root, "diff/layer/file")).st_uid == 0
     assert "owner 1000:1000" in caplog.text
 
 

@@ -351,6 +351,44 @@ def test_our_own_filesystem_is_refused(store: driver.Driver) -> None:
     store.put("2")
 
 
+@pytest.mark.parametrize(
+    ("content", "good"),
+    [
+        ("", True),
+        ("mnt/", True),
+        ("lost+found/", True),
+        ("diff/", True),
+        ("mnt/ diff/ layers/ notes", True),
+        ("notes", False),
+        ("home/ mnt/ tmp/", False),
+        (".hidden", False),
+    ],
+)
+def test_a_directory_with_other_things_in_it_is_left_alone(
+    tmp_path: Path, content: str, good: bool
+) -> None:
+    (tmp_path / "place").mkdir()
+    place = fill(tmp_path / "place", *content.split())
+    place.chmod(0o1777)
+    if good:
+        driver.init(place).create("1")
+        return
+    with pytest.raises(driver.NotAStoreError, match="other things than layers"):
+        driver.init(place)
+    assert place.stat().st_mode & 0o7777 == 0o1777
+    assert sorted(os.listdir(place)) == sorted(content.replace("/", "").split())
+
+
+def test_no_root_is_not_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match="the root is empty"):
+        driver.init("")
+    assert os.listdir(tmp_path / "here") == []
+
+
 def test_device_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(preflight, "DEVICE", str(tmp_path / "none"))
     with pytest.raises(driver.AufsNotSupportedError) as caught:
@@ -427,18 +465,31 @@ def test_mount_label_that_is_not_supported_is_logged(caplog: pytest.LogCaptureFi
 
 
 def test_counter() -> None:
-    mounted = {"/m"}
-    counter = UseCounter(lambda path: path in mounted)
-    assert counter.increment("/a") == 1
-    assert counter.increment("/a") == 2
-    assert counter.decrement("/a") == 1
-    assert counter.decrement("/a") == 0
-    assert counter.decrement("/a") == -1
-    assert counter.increment("/m") == 2
-    assert counter.decrement("/m") == 1
-    assert counter.snapshot() == {"/m": 1}
-    counter.drop("/m")
-    assert counter.decrement("/m") == 0
+    counter = UseCounter()
+    counter.begin("/a")
+    counter.begin("/a")
+    assert counter.snapshot() == {"/a": 2}
+    assert not counter.end("/a")
+    assert counter.end("/a")
+    assert counter.end("/a")
+    assert counter.snapshot() == {}
+    counter.begin("/a")
+    counter.drop("/a")
+    assert counter.snapshot() == {}
+
+
+def test_counter_of_what_was_mounted_before(tmp_path: Path) -> None:
+    record = str(fill(tmp_path, "record") / "record")
+    counter = UseCounter()
+    counter.begin("/m", record, mounted=True)
+    assert not counter.end("/m", record)
+    assert counter.end("/m", record)
+    counter.begin("/m", record, mounted=True)
+    counter.begin("/m", record, mounted=False)  # somebody has unmounted it
+    assert not counter.end("/m", record)
+    assert counter.end("/m", record)
+    with pytest.raises(FileNotFoundError):
+        counter.begin("/m", str(tmp_path / "none"))
     assert counter.snapshot() == {}
 
 
