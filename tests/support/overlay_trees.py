@@ -71,6 +71,10 @@ ACL = acl(
 )
 
 
+# What asks whether a directory is empty: to overlayfs none is that holds an attribute whiteout.
+_WANTS_EMPTY = frozenset({"rmdir", "remove all", "rename", "move new folder"})
+
+
 class Form(enum.Enum):
     """How deletions are written down on the disk."""
 
@@ -150,14 +154,16 @@ def draw(case: Case) -> list[Folder | None]:
     for number in reversed(range(len(case.layers))):
         layer = case.layers[number]
         below = [tree for tree in trees if tree is not None]
-        trees.insert(0, None if layer is None else _draw(layer, below, lower=number > 0))
+        attributes = number > 0 and not any(change.verb in _WANTS_EMPTY for change in case.changes)
+        tree = None if layer is None else _draw(layer, below, attributes=attributes)
+        trees.insert(0, tree)
     # With the writable layer and without it: both are compared.
     for layers in (trees, trees[1:]):
         _adapt([tree for tree in layers if tree is not None], upper=trees[0])
     return trees
 
 
-def _draw(layer: Layer, below: Sequence[Folder], *, lower: bool) -> Folder:
+def _draw(layer: Layer, below: Sequence[Folder], *, attributes: bool) -> Folder:
     top = Folder()
     files: list[Leaf] = []
     for path, what, variant in layer:
@@ -182,7 +188,7 @@ def _draw(layer: Layer, below: Sequence[Folder], *, lower: bool) -> Folder:
                 parent.names[name] = files[variant % len(files)]
         elif "whiteout" in what:
             # Attribute whiteouts count on lower layers only, and in directories that say so.
-            if what == "xattr whiteout" and lower and parent.mark != "y":
+            if what == "xattr whiteout" and attributes and parent.mark != "y":
                 parent.mark = "x"
             else:
                 what = "whiteout"
