@@ -2,11 +2,13 @@
 
 The tar is produced while it is read: nothing runs ahead, nothing is kept but the chunk at hand. So
 closing early simply stops the producer, in the middle of a file if need be, and then gives back
-what it held, such as a mount.
+what it held, such as a mount. A forked child has a copy of the stream, but the mount is not its to
+give back.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
@@ -30,6 +32,8 @@ class DiffStream:
         self._release = release
         self._rest = b""
         self._closed = False
+        self._failure: Exception | None = None
+        self._process = os.getpid()
         self._mutex = threading.RLock()
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -37,7 +41,7 @@ class DiffStream:
 
         Raises:
             ValueError: the stream is closed.
-            OSError, ArchiveError: the layer cannot be read any further.
+            OSError, ArchiveError: the layer cannot be read any further, now or at an earlier try.
         """
         with self._mutex:
             self._check_open()
@@ -46,7 +50,7 @@ class DiffStream:
             got = len(self._rest)
             self._rest = b""
             while wanted < 0 or got < wanted:
-                chunk = next(self._chunks, None)
+                chunk = self._produced()
                 if chunk is None:
                     break
                 pieces.append(chunk)
@@ -75,7 +79,8 @@ class DiffStream:
             try:
                 self._chunks.close()
             finally:
-                self._release()
+                if os.getpid() == self._process:
+                    self._release()
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -87,7 +92,20 @@ class DiffStream:
             if self._rest:
                 chunk, self._rest = self._rest, b""
                 return chunk
-            return next(self._chunks)
+            produced = self._produced()
+            if produced is None:
+                raise StopIteration
+            return produced
+
+    def _produced(self) -> bytes | None:
+        """Return the next chunk, None at the end; an error is an error for ever."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return next(self._chunks, None)
+        except Exception as error:
+            self._failure = error
+            raise
 
     def __enter__(self) -> Self:
         return self
