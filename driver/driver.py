@@ -115,7 +115,7 @@ class Driver:
         self._settings = settings if settings is not None else _Settings()
         self._id_map = id_map if id_map is not None else IdentityMapping()
         self._locks = LayerLocks()
-        self._uses = UseCounter(lambda path: mounttable.state(path) is MountState.LIVE)
+        self._uses = UseCounter()
 
     # --- about the driver and its layers -------------------------------------------------------
 
@@ -232,13 +232,17 @@ class Driver:
             raise LayerNotFoundError(id)
         with self._exclusively(id):
             chain = self._store.chain(id)
-            path = self._path(id, chain)
-            self._uses.increment(path)
+            if not chain:
+                path = self._store.branch(id)
+                self._uses.begin(path)
+                return path
+            path = self._store.mount_point(id)
+            state = mounttable.state(path)
+            self._uses.begin(path, self._store.record(id), mounted=state is MountState.LIVE)
             try:
-                if chain:
-                    self._mount(path, id, chain, mount_label)
+                self._mount(path, state, id, chain, mount_label)
             except BaseException:
-                self._uses.decrement(path)
+                self._uses.end(path)
                 raise
             return path
 
@@ -252,10 +256,14 @@ class Driver:
             return
         with self._exclusively(id):
             try:
-                path = self._path(id, self._store.chain(id))
+                is_mountable = bool(self._store.chain(id))
             except LayerNotFoundError:
-                path = self._store.mount_point(id)
-            if self._uses.decrement(path) <= 0:
+                is_mountable = True
+            if not is_mountable:
+                self._uses.end(self._store.branch(id))
+                return
+            path = self._store.mount_point(id)
+            if self._uses.end(path, self._store.record(id)):
                 self._unmount_if_mounted(path)
 
     # --- what a layer holds --------------------------------------------------------------------
@@ -363,15 +371,13 @@ class Driver:
         with self._locks.hold(id), self._store.hold(id):
             yield
 
-    def _path(self, id: str, chain: Sequence[str]) -> str:
-        return self._store.mount_point(id) if chain else self._store.branch(id)
-
     def _branches(self, ids: Iterable[str]) -> list[str]:
         return [self._store.branch(layer) for layer in ids]
 
-    def _mount(self, target: str, id: str, chain: Sequence[str], label: str) -> None:
+    def _mount(
+        self, target: str, state: MountState, id: str, chain: Sequence[str], label: str
+    ) -> None:
         """Mount a layer unless it is; one whose server has died is mounted afresh."""
-        state = mounttable.state(target)
         if state is MountState.LIVE:
             return
         if state is MountState.DEAD:

@@ -4,10 +4,11 @@
     R/diff/<id>     the branch: what the layer holds, whiteouts kept as files
     R/mnt/<id>      the mount point; stays empty, and unused for a layer without parent
 
-The file in ``layers/`` *is* the layer: it is written last and with one rename when a layer is made,
-and deleted first when it is removed. So a layer exists whole or not at all, and whatever a crash
-leaves in ``diff/`` or ``mnt/`` belongs to nobody: the next ``create`` of that id clears it away,
-and half-removed trees are deleted at start.
+The file in ``layers/`` *is* the layer. It is written first under a name that is no layer's,
+``<id>-removing``, and gets its own name last; a removal gives it that other name first, and deletes
+it last. So a layer exists whole or not at all, and after a crash the other name tells which trees
+in ``diff/`` and ``mnt/`` are nobody's: they are deleted at start. Nothing else is taken for a
+layer's remains: a root given by mistake may have a ``mnt/`` full of other things.
 
 Ancestry never changes once written. Making and unmaking a layer is serialised, between threads and
 between processes, by a lock on the ``layers/`` directory itself; no lock file is needed.
@@ -22,7 +23,6 @@ import fcntl
 import logging
 import os
 import re
-import secrets
 import stat
 import threading
 from collections.abc import Iterator
@@ -42,7 +42,6 @@ _LAYER_MODE = 0o755
 _RECORD_MODE = 0o666  # less the umask
 _ID_BYTES = 255 - len(SUFFIX)
 _FORBIDDEN = re.compile(r"[/\0\n:,=]")
-_TEMPORARY = ".wh..new."  # no id can begin like this, so no record can be taken for a layer
 
 
 def check_id(layer_id: str) -> None:
@@ -210,16 +209,14 @@ class Store:
             if os.path.lexists(self.record(layer_id)):
                 raise LayerExistsError(layer_id)
             ancestry = (parent, *self.chain(parent)) if parent else ()
-            made: list[str] = []
             try:
-                for path in (self.mount_point(layer_id), self.branch(layer_id)):
+                self._write_unfinished(layer_id, "".join(f"{name}\n" for name in ancestry))
+                for path in self._trees(layer_id):
                     remove_atomically(path)  # a crash's debris, never somebody's layer
-                    made.append(path)
                     make_directory(path, _LAYER_MODE, *self._owner)
-                self._write_record(layer_id, "".join(f"{name}\n" for name in ancestry))
+                os.rename(self._unfinished(layer_id), self.record(layer_id))
             except BaseException:
-                for path in made:
-                    self._undo(path)
+                self._undo(layer_id)
                 raise
 
     def remove(self, layer_id: str) -> None:
@@ -233,7 +230,7 @@ class Store:
         with self._making():
             with _explained(f"error removing layers dir for {layer_id}"):
                 try:
-                    os.unlink(self.record(layer_id))
+                    os.rename(self.record(layer_id), self._unfinished(layer_id))
                 except FileNotFoundError:
                     pass
             for path, text in (
@@ -243,6 +240,8 @@ class Store:
                 with _explained(text):
                     if set_aside(path):
                         doomed.append((path + SUFFIX, text))
+            with _explained(f"error removing layers dir for {layer_id}"):
+                self._forget_unfinished(layer_id)
         # Set aside, the trees are nobody's any more: deleting them may take its time.
         for path, text in doomed:
             with _explained(text):
@@ -250,6 +249,11 @@ class Store:
 
     def sweep(self) -> None:
         """Delete what a crash left half made or half removed; failures are logged only."""
+        with self._making():
+            for name in os.listdir(self._tree("layers")):
+                layer_id = name.removesuffix(SUFFIX)
+                if name != layer_id and is_id(layer_id):
+                    self._sweep(layer_id)
         for tree in ("mnt", "diff"):
             for name in self._directories(tree):
                 if name.endswith(SUFFIX):
@@ -257,13 +261,6 @@ class Store:
                         remove_by_force(os.path.join(self._tree(tree), name))
                     except OSError as error:
                         _log.warning("cannot delete half-removed layer: %s", error)
-        with self._making():
-            for name in os.listdir(self._tree("layers")):
-                if name.startswith(_TEMPORARY):
-                    try:
-                        os.unlink(self.record(name))
-                    except OSError as error:
-                        _log.warning("cannot delete half-written record: %s", error)
 
     @contextmanager
     def hold(self, layer_id: str) -> Iterator[bool]:
@@ -303,28 +300,51 @@ class Store:
             finally:
                 os.close(fd)
 
-    def _write_record(self, layer_id: str, text: str) -> None:
-        temporary = self.record(_TEMPORARY + secrets.token_hex(8))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
-            fd = os.open(temporary, flags, _RECORD_MODE)
-            with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(fd)
-            os.rename(temporary, self.record(layer_id))
-        except BaseException:
-            try:
-                os.unlink(temporary)
-            except FileNotFoundError:
-                pass
-            raise
+    def _trees(self, layer_id: str) -> tuple[str, str]:
+        return self.mount_point(layer_id), self.branch(layer_id)
 
-    def _undo(self, path: str) -> None:
+    def _unfinished(self, layer_id: str) -> str:
+        """Return the name that the record has while the layer is being made or removed."""
+        return self.record(layer_id) + SUFFIX
+
+    def _write_unfinished(self, layer_id: str, text: str) -> None:
+        self._forget_unfinished(layer_id)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(self._unfinished(layer_id), flags, _RECORD_MODE)
+        with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(fd)
+
+    def _forget_unfinished(self, layer_id: str) -> None:
         try:
-            remove_atomically(path)
+            os.unlink(self._unfinished(layer_id))
+        except FileNotFoundError:
+            pass
+
+    def _undo(self, layer_id: str) -> None:
+        """Delete what there is of a layer that could not be made."""
+        try:
+            for path in self._trees(layer_id):
+                remove_atomically(path)
+            self._forget_unfinished(layer_id)
         except OSError as error:
-            _log.warning("cannot undo the creation of %s: %s", path, error)
+            _log.warning("cannot undo the creation of layer %s: %s", layer_id, error)
+
+    def _sweep(self, layer_id: str) -> None:
+        """Set aside what a crash left of a layer.
+
+        What cannot be renamed stays, and is tried again at the next start: somebody has mounted
+        something there.
+        """
+        try:
+            if not os.path.lexists(self.record(layer_id)):
+                _log.warning("layer %s is half made or half removed: deleting it", layer_id)
+                for path in self._trees(layer_id):
+                    set_aside(path)
+            self._forget_unfinished(layer_id)
+        except OSError as error:
+            _log.warning("cannot clear away layer %s: %s", layer_id, error)
 
 
 def _is_same(fd: int, path: str) -> bool:

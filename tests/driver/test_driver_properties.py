@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import random
 import shutil
+import signal
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -371,14 +374,105 @@ def test_creation_fails_whole(
     assert store.exists("1")
 
 
-def test_debris_of_a_killed_creation_is_not_inherited(root: str) -> None:
+KILLED_AT = ("open", "fsync", "rename", "mkdir", "chmod", "rmdir", "unlink")
+
+
+def killed_at_call(number: int, action: Callable[[], None]) -> bool:
+    """Kill a fork in which ``action`` runs just before its n-th change; False: it came through."""
+    child = os.fork()
+    if child == 0:
+        calls = itertools.count(1)
+
+        def watched(real: Callable[..., object]) -> Callable[..., object]:
+            def call(*args: object, **keywords: object) -> object:
+                if next(calls) == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*args, **keywords)
+
+            return call
+
+        for name in KILLED_AT:
+            setattr(os, name, watched(getattr(os, name)))
+        try:
+            action()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+
+
+@pytest.mark.parametrize("action", ["create", "remove"])
+def test_a_kill_at_any_step_leaves_nothing_that_stays(store: Driver, action: str) -> None:
+    def act() -> None:
+        if action == "create":
+            store.create("1", "base")
+        else:
+            store.remove("1")
+
+    store.create("base")
+    for number in itertools.count(1):
+        if action == "remove" and not store.exists("1"):
+            store.create("1", "base")
+            Path(store.root, "diff/1/big").touch()
+        killed = killed_at_call(number, act)
+        driver.init(store.root)
+        layers = store.list_layers()
+        for name in ("mnt", "diff", "layers"):
+            assert sorted(os.listdir(os.path.join(store.root, name))) == layers, number
+        if "1" in layers:
+            assert store.parents("1") == ("base",)
+            assert Path(store.root, "diff/1/big").exists() == (action == "remove")
+        if not killed:
+            break
+        if action == "create":
+            store.remove("1")
+    assert number > 6
+
+
+def test_debris_of_a_killed_creation_is_swept(root: str, caplog: pytest.LogCaptureFixture) -> None:
     driver.init(root)
     Path(root, "diff/1").mkdir()
     Path(root, "diff/1/stranger").touch()
-    Path(root, "mnt/1").mkdir()
-    Path(root, "layers/.wh..new.0123").touch()
-    store = driver.init(root)
-    assert os.listdir(os.path.join(root, "layers")) == []
+    Path(root, "layers/1-removing").touch()
+    driver.init(root)
+    for name in ("mnt", "diff", "layers"):
+        assert os.listdir(os.path.join(root, name)) == []
+    assert "layer 1 is half made" in caplog.text
+
+
+def test_debris_is_not_inherited(store: Driver) -> None:
+    Path(store.root, "diff/1").mkdir()
+    Path(store.root, "diff/1/stranger").touch()
+    Path(store.root, "mnt/1").mkdir()
+    Path(store.root, "layers/1-removing").write_text("stranger")
     assert not store.exists("1")
+    assert store.list_layers() == []
     store.create("1")
-    assert os.listdir(os.path.join(root, "diff/1")) == []
+    assert os.listdir(os.path.join(store.root, "layers")) == ["1"]
+    assert store.parents("1") == ()
+    assert os.listdir(os.path.join(store.root, "diff/1")) == []
+
+
+def test_what_may_be_no_debris_stays(root: str) -> None:
+    """Only what the store itself has marked goes, and nothing that somebody mounted something on.
+
+    A root given by mistake may well have a directory ``mnt`` with the host's disks below it.
+    """
+    store = driver.init(root)
+    store.create("1")
+    Path(root, "mnt/usb/photos").mkdir(parents=True)
+    Path(root, "diff/lost+found/rescued").mkdir(parents=True)
+    for name in ("1-removing", "disk-removing", "=-removing", "note"):
+        Path(root, "layers", name).touch()
+    disk = Path(root, "mnt/disk")
+    disk.mkdir()
+    subprocess.run(["mount", "--bind", Path(root, "diff/lost+found"), disk], check=True)
+    driver.init(root)
+    assert store.exists("1")
+    assert Path(root, "diff/1").is_dir()
+    assert Path(root, "mnt/usb/photos").exists()
+    assert (disk / "rescued").exists()
+    subprocess.run(["umount", disk], check=True)
+    driver.init(root)
+    assert not disk.exists()
+    assert Path(root, "diff/lost+found/rescued").exists()
+    assert sorted(os.listdir(os.path.join(root, "layers"))) == ["1", "=-removing", "note"]
