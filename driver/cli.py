@@ -5,7 +5,12 @@ process of its own, and use counts live in a process: so ``get`` leaves the laye
 others, ``put`` takes the mount away however often it was got, and ``mount`` and ``umount`` are only
 other names for the two.
 
-Exit status: 0 done, 1 it did not work (one line on stderr says why), 2 wrong usage.
+A command that is told to end (SIGINT, SIGTERM, SIGHUP) puts back what it has mounted first, and so
+does a ``get`` whose answer cannot be written. Where there is nowhere to write an answer to, nothing
+is begun.
+
+Exit status: 0 done, 1 it did not work (one line on stderr says why), 2 wrong usage, 128 and the
+number of the signal that ended it.
 """
 
 from __future__ import annotations
@@ -22,7 +27,9 @@ from contextlib import ExitStack
 from typing import BinaryIO, NoReturn, Protocol
 
 from driver.driver import Driver, init
-from driver.errors import DriverError
+from driver.ending import ToldToEnd, in_one_piece, told_to_end
+from driver.errors import DriverError, NotAStoreError
+from driver.standard import drop_output, fill_descriptors, standard_input, standard_output
 
 _DONE, _FAILED = 0, 1
 _PIECE = 1 << 20  # bytes copied at a time
@@ -48,7 +55,9 @@ A layer is named by an id. It may have a parent, whose content shows through it:
 
 diff, changes, size and apply look at a layer relative to its own parent, unless --parent says
 otherwise; --parent '' means everything the layer shows. Options may stand before or after the
-command. Exit status: 0 done, 1 failed, 2 wrong usage.
+command; only -o means the output file after diff, which knows driver options as --option. A store
+is made by create alone. Exit status: 0 done, 1 failed, 2 wrong usage, 128 and its number when a
+signal ended it.
 """
 
 
@@ -62,24 +71,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments without the program's name; None takes the process's own.
     """
+    fill_descriptors()
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = _parse(parser, argv)
     logging.basicConfig(format="aufs-driver: %(message)s", level=logging.WARNING)
     try:
-        driver = init(arguments.root, arguments.option or ())
+        with told_to_end():
+            return _run(parser, arguments)
+    except ToldToEnd as end:
+        drop_output()
+        return 128 + end.number
+
+
+def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    try:
+        if arguments.answers or arguments.json:
+            standard_output()
+        _check_root(arguments)
+        driver = init(arguments.root, arguments.options)
         arguments.command(driver, arguments)
-        sys.stdout.flush()
     except _UsageError as error:
         parser.error(str(error))
     except BrokenPipeError:
-        # The reader has seen enough; nothing more can be said to it, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        drop_output()  # the reader has seen enough
         return _FAILED
     except (DriverError, OSError, ValueError) as error:
         print(f"aufs-driver: {_explain(error)}", file=sys.stderr)
+        drop_output()
         return _FAILED
-    except KeyboardInterrupt:
-        return 128 + 2
     return _DONE
 
 
@@ -93,13 +112,18 @@ def _create(driver: Driver, arguments: argparse.Namespace) -> None:
 
 
 def _get(driver: Driver, arguments: argparse.Namespace) -> None:
-    path = driver.get(arguments.id, arguments.label)
-    _say(arguments, {"id": arguments.id, "path": path}, path)
+    with ExitStack() as unsaid:
+        with in_one_piece():
+            path = driver.get(arguments.id, arguments.label)
+            unsaid.callback(driver.put, arguments.id)
+        _say(arguments, {"id": arguments.id, "path": path}, path)
+        unsaid.pop_all()  # somebody knows of it now
 
 
 def _put(driver: Driver, arguments: argparse.Namespace) -> None:
     _check_exists(driver, arguments.id)
-    driver.put(arguments.id)
+    with in_one_piece():
+        driver.put(arguments.id)
     _say(arguments, {"id": arguments.id}, "")
 
 
@@ -107,9 +131,9 @@ def _diff(driver: Driver, arguments: argparse.Namespace) -> None:
     parent = _parent(driver, arguments)
     with ExitStack() as held:
         if arguments.output in (None, "-"):
-            if sys.stdout.isatty():
+            if standard_output().isatty():
                 raise _UsageError("a tar is no sight for a terminal: redirect it, or use -o FILE")
-            output: BinaryIO = sys.stdout.buffer
+            output: BinaryIO = standard_output().buffer
             stream = held.enter_context(driver.diff(arguments.id, parent))
         else:
             # The layer first: no empty file when there is no such layer.
@@ -131,10 +155,11 @@ def _changes(driver: Driver, arguments: argparse.Namespace) -> None:
 def _apply(driver: Driver, arguments: argparse.Namespace) -> None:
     parent = _parent(driver, arguments)
     with ExitStack() as held:
-        if arguments.file == "-":
-            if sys.stdin.isatty():
+        if arguments.file in (None, "-"):
+            stdin = standard_input()
+            if stdin.isatty():
                 raise _UsageError("give the tar as FILE or on standard input")
-            source: BinaryIO = sys.stdin.buffer
+            source: BinaryIO = stdin.buffer
         else:
             source = held.enter_context(open(arguments.file, "rb"))
         size = driver.apply_diff(arguments.id, parent, _Uncompressed(source))
@@ -217,12 +242,20 @@ def _check_exists(driver: Driver, layer_id: str) -> None:
     driver.parents(layer_id)
 
 
+def _check_root(arguments: argparse.Namespace) -> None:
+    # Who looks for layers in a place that is not there has mistyped it, and wants none made.
+    if arguments.command is not _create and not os.path.exists(arguments.root):
+        raise NotAStoreError(f"{arguments.root}: no layers are kept there, it does not exist")
+
+
 def _say(arguments: argparse.Namespace, value: object, text: str) -> None:
     if arguments.json:
-        print(json.dumps(value, indent=2))
-    elif text:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(os.fsencode(text) + b"\n")
+        text = json.dumps(value, indent=2)
+    if text:
+        output = standard_output()
+        output.flush()
+        output.buffer.write(os.fsencode(text) + b"\n")
+        output.flush()
 
 
 def _one_line(path: str) -> str:
@@ -252,34 +285,27 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--root", metavar="DIR", required=True, help="where the layers are kept")
-    parser.add_argument(
-        "-o",
-        "--option",
-        action="append",
-        metavar="KEY=VALUE",
-        help="driver option, such as aufs.mountopt=noatime; may be repeated",
+    _add_common(parser, after=False)
+    commands = parser.add_subparsers(
+        prog="aufs-driver", title="commands", metavar="COMMAND", required=True
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(
         name: str,
         run: Callable[[Driver, argparse.Namespace], None],
         text: str,
         aliases: Sequence[str] = (),
+        *,
         layer: str = "id",
+        answers: bool = False,
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=text, description=text + ".", aliases=aliases, allow_abbrev=False
         )
-        # SUPPRESS: what stood before the command must not be overwritten by a default.
-        sub.add_argument(
-            "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
-        )
+        _add_common(sub, after=True, short=run is not _diff)
         if layer == "id":
             sub.add_argument("id", metavar="ID", help="the layer")
-        sub.set_defaults(command=run)
+        sub.set_defaults(command=run, answers=answers, late=None)
         return sub
 
     def parent(sub: argparse.ArgumentParser) -> None:
@@ -290,27 +316,83 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     sub = command("create", _create, "make an empty layer")
-    sub.add_argument(
-        "parent_id", metavar="PARENT", nargs="?", default="", help="the layer below it"
-    )
+    sub.add_argument("parent_id", metavar="PARENT", nargs="?", help="the layer below it")
     sub.add_argument("--parent", metavar="PARENT", dest="parent_option", help="the same")
-    sub = command("get", _get, "mount a layer and print where it is", ["mount"])
+    sub.set_defaults(late="parent_id")
+    sub = command("get", _get, "mount a layer and print where it is", ["mount"], answers=True)
     sub.add_argument("--label", default="", help="SELinux label of the mount")
     command("put", _put, "unmount a layer", ["umount"])
     sub = command("diff", _diff, "write what a layer changes as a tar")
     parent(sub)
     sub.add_argument("-o", "--output", metavar="FILE", help="write there, not to standard output")
-    parent(command("changes", _changes, "list what a layer changes"))
-    sub = command("apply", _apply, "unpack an uncompressed layer tar into a layer, print its size")
+    parent(command("changes", _changes, "list what a layer changes", answers=True))
+    text = "unpack an uncompressed layer tar into a layer, print its size"
+    sub = command("apply", _apply, text, answers=True)
     parent(sub)
-    sub.add_argument("file", metavar="FILE", nargs="?", default="-", help="the tar; - is stdin")
-    parent(command("size", _size, "print the size of what a layer changes, in bytes"))
+    sub.add_argument("file", metavar="FILE", nargs="?", help="the tar; - or none is stdin")
+    sub.set_defaults(late="file")
+    text = "print the size of what a layer changes, in bytes"
+    parent(command("size", _size, text, answers=True))
     sub = command("remove", _remove, "unmount and delete layers", layer="")
     sub.add_argument("ids", metavar="ID", nargs="+", help="the layers")
-    command("list", _list, "list the layers", layer="")
-    command("status", _status, "tell about the store", layer="")
+    sub.set_defaults(late="ids")
+    command("list", _list, "list the layers", layer="", answers=True)
+    command("status", _status, "tell about the store", layer="", answers=True)
     command("cleanup", _cleanup, "unmount everything below the root", layer="")
     return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, *, after: bool, short: bool = True) -> None:
+    """Add the options that may stand before and after the command."""
+
+    # SUPPRESS: what stood before the command must not be overwritten by a default.
+    def default(*, value: object) -> object:
+        return argparse.SUPPRESS if after else value
+
+    parser.add_argument(
+        "--root", metavar="DIR", default=default(value=None), help="where the layers are kept"
+    )
+    parser.add_argument(
+        *(["-o"] if short else []),
+        "--option",
+        action="append",
+        metavar="KEY=VALUE",
+        dest="options_after" if after else "options_before",
+        default=default(value=[]),
+        help="driver option, such as aufs.mountopt=noatime; may be repeated",
+    )
+    parser.add_argument(
+        "--json", action="store_true", default=default(value=False), help="print JSON"
+    )
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    arguments, rest = parser.parse_known_args(argv)
+    _take_late(arguments, rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if not arguments.root:
+        given = arguments.root is not None
+        parser.error("--root is empty" if given else "the following arguments are required: --root")
+    if arguments.command is _create and None not in (arguments.parent_id, arguments.parent_option):
+        parser.error("the parent is given twice, as PARENT and with --parent")
+    arguments.options = [*arguments.options_before, *getattr(arguments, "options_after", ())]
+    return arguments
+
+
+def _take_late(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Give an argument that stands behind an option to whom it belongs.
+
+    argparse takes an argument that may be missing for missing as soon as an option comes first.
+    """
+    if arguments.late is None or any(text.startswith("-") and text != "-" for text in rest):
+        return
+    taken = getattr(arguments, arguments.late)
+    if isinstance(taken, list):
+        taken += rest
+        rest.clear()
+    elif taken is None and rest:
+        setattr(arguments, arguments.late, rest.pop(0))
 
 
 if __name__ == "__main__":

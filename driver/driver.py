@@ -67,7 +67,8 @@ def init(
     """Make a driver ready for use; heals what a crash left behind (driver.md 1.3).
 
     Args:
-        root: directory for the layers; made when missing.
+        root: directory for the layers; made when missing. One that holds anything else is left
+            alone.
         options: ``key=value`` texts. ``aufs.mountopt=OPTIONS``: more options for every mount.
             ``aufs.ignore_chown_errors=true``: owners that cannot be set here, as in a user
             namespace with few ids, are logged when a layer is applied, and no error.
@@ -80,14 +81,14 @@ def init(
         ValueError: an unknown option, or no root at all.
         OSError: a directory cannot be made.
     """
-    mapping = id_map if id_map is not None else IdentityMapping()
     if not os.fspath(root):
         raise ValueError("the root is empty: name the directory that is to hold the layers")
+    mapping = id_map if id_map is not None else IdentityMapping()
     settings = _parse_options(options)
     check_support()
     place = os.path.realpath(root)
-    backing = backing_name(place)
     check_root(place)
+    backing = backing_name(place)
     owner = (0, 0) if mapping.empty else mapping.root_pair()
     store = Store(place, owner)
     _detach_dead(place)
