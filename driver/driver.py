@@ -248,7 +248,9 @@ class Driver:
             return path
 
     def put(self, id: str) -> None:
-        """Count one use less; unmount after the last one. An unknown id is fine (driver.md 1.7).
+        """Count one use less; unmount when no process has one left (driver.md 1.7).
+
+        An unknown id is fine. A put without get gives back what somebody else got who has ended.
 
         Raises:
             OSError: the unmount failed.

@@ -15,7 +15,7 @@ from typing import Self
 import pytest
 
 import driver
-from driver import Driver, mounttable
+from driver import Driver, claims, mounttable
 from tests.support.processes import in_child
 
 PROGRAM = """
@@ -231,6 +231,34 @@ def test_two_drivers_of_one_process(store: Driver) -> None:
     with store.diff("2", ""):
         second.get("2")
     assert mounted(store) == ["2"]
+    second.put("2")
+    assert mounted(store) == []
+
+
+def test_a_program_about_to_start_keeps_nothing_mounted(store: Driver) -> None:
+    """Between fork and exec, which another thread may be at, it has a copy of every descriptor."""
+    claim = store._uses._uses[store.get("2")].claim
+    assert claim is not None
+    copy = os.dup(claim._fd)
+    try:
+        store.put("2")
+        assert mounted(store) == []
+        assert not claims.used_elsewhere(os.path.join(store.root, "layers/2"))
+    finally:
+        os.close(copy)
+
+
+def test_uses_end_with_the_mount(store: Driver) -> None:
+    """What one driver had got is gone; the other's use of the new mount is not undone by it."""
+    second = driver.init(store.root)
+    subprocess.run(["umount", store.get("2")], check=True)
+    second.get("2")
+    store.put("2")
+    assert mounted(store) == ["2"]
+    second.put("2")
+    assert mounted(store) == []
+    subprocess.run(["umount", store.get("2")], check=True)
+    second.get("2")
     second.put("2")
     assert mounted(store) == []
 
