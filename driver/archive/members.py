@@ -77,7 +77,7 @@ class Member:
         return b"".join((extension, body, bytes(padding(len(body))), header))
 
     def _records(self) -> dict[bytes, bytes]:
-        records = {pax.XATTR_PREFIX + key: value for key, value in self.xattrs.items()}
+        records = {pax.xattr_key(key): value for key, value in self.xattrs.items()}
         if not _text_fits(self.name):
             records[b"path"] = self.name
         if not _text_fits(self.link):

@@ -3,6 +3,9 @@
 They carry what a header block has no room for: long or non-ASCII names, large numbers, fractions of
 a second, extended attributes. Keys and values are kept as bytes, because the value of an attribute
 may be anything, NUL and line ends included; the stated length alone says where it ends.
+
+A key ends at its first ``=``, yet the name of an extended attribute may hold one. It is written as
+GNU tar does, ``%3D``, and the percent sign as ``%25``.
 """
 
 import re
@@ -16,6 +19,7 @@ MAX_RECORDS_SIZE = 1 << 20  # bytes in one extended header, the limit of Go's re
 
 _LENGTH_DIGITS = 8  # enough for MAX_RECORDS_SIZE
 _NUMBER = re.compile(rb"[0-9]{1,20}", re.ASCII)
+_ESCAPED = re.compile(rb"(?:[^%]|%25|%3D)*", re.DOTALL)
 _TIME = re.compile(rb"(-?)([0-9]{1,20})(?:\.([0-9]*))?", re.ASCII)
 _NANOSECONDS = 1_000_000_000
 
@@ -54,6 +58,22 @@ def _record(key: bytes, value: bytes) -> bytes:
     while len(b"%d" % length) + len(body) != length:
         length = len(b"%d" % length) + len(body)
     return b"%d" % length + body
+
+
+def xattr_key(name: bytes) -> bytes:
+    """Return the key of the record that holds the extended attribute ``name``."""
+    return XATTR_PREFIX + name.replace(b"%", b"%25").replace(b"=", b"%3D")
+
+
+def xattr_name(key: bytes) -> bytes:
+    """Return the name of the extended attribute that a record with this key holds.
+
+    Where any other ``%`` stands in it, the writer was one that escapes nothing, such as Go's.
+    """
+    name = key.removeprefix(XATTR_PREFIX)
+    if not _ESCAPED.fullmatch(name):
+        return name
+    return name.replace(b"%3D", b"=").replace(b"%25", b"%")
 
 
 def parse_number(value: bytes, what: str, limit: int) -> int:

@@ -311,7 +311,7 @@ def merge_records(entry: Entry, records: _Records) -> None:
     """
     for key, value in records:
         if key.startswith(pax.XATTR_PREFIX):
-            entry.xattrs[key[len(pax.XATTR_PREFIX) :]] = value
+            entry.xattrs[pax.xattr_name(key)] = value
         elif not value:
             continue
         elif key == b"path":

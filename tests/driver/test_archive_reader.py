@@ -215,6 +215,23 @@ def test_records_overrule_the_block() -> None:
     assert entry.xattrs == {b"user.bin": b"\0=\n\xff", b"user.empty": b""}
 
 
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (b"user.a%3Db", b"user.a=b"),
+        (b"user.%253D", b"user.%3D"),
+        (b"user.%25%3D%25", b"user.%=%"),
+        # GNU tar writes none of these: somebody else has, who escapes nothing.
+        (b"user.50%", b"user.50%"),
+        (b"user.%3d", b"user.%3d"),
+        (b"user.%41%3D", b"user.%41%3D"),
+    ],
+)
+def test_names_of_attributes_are_escaped_as_by_gnu_tar(key: bytes, name: bytes) -> None:
+    entry = read_one(extended((b"SCHILY.xattr." + key, b"b=v")) + raw() + END)
+    assert entry.xattrs == {name: b"b=v"}
+
+
 def test_a_record_holds_for_one_entry_only() -> None:
     data = extended((b"path", b"one"), (b"SCHILY.xattr.user.a", b"1")) + raw() + raw(b"two") + END
     first, second = read(data)

@@ -55,7 +55,9 @@ TREES = st.lists(
         gid=OWNER,
         time=st.integers(-(1 << 31), 1 << 33),
         attributes=st.dictionaries(
-            st.sampled_from(["user.a", "user.b" * 10]), st.binary(max_size=30), max_size=2
+            st.sampled_from(["user.a", "user.b" * 10, "user.a=b", "user.%3D", "user.50%25=%"]),
+            st.binary(max_size=30),
+            max_size=2,
         ),
     ),
     max_size=12,
