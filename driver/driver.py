@@ -361,6 +361,7 @@ class Driver:
                 root,
                 diff,
                 self._id_map,
+                layers_below=bool(chain),
                 ignore_chown_errors=self._settings.ignore_chown_errors,
             )
         finally:

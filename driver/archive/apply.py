@@ -5,11 +5,16 @@ seen through its mount). A whiteout deletes one name. An opaque mark deletes eve
 directory held before this archive, and so needs to know what the archive itself has made: that is
 remembered by directory identity and name, because a path can lead to one directory in two ways.
 
+In a union names that begin with ``.wh.`` cannot be made, and those that a branch has do not show.
+So what lies below a directory of such a name is left out there: unpacked, it would not be seen
+either.
+
 Old layers made by aufs keep the data of hard-linked files in ``.wh..wh.plnk``. Those files are
 stored aside, and each link to one becomes a copy of it.
 """
 
 import itertools
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +29,8 @@ from driver.archive.removal import empty
 from driver.archive.whiteouts import Role
 from driver.errors import InvalidArchiveError
 from driver.idmap import IdentityMapping
+
+_log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20  # bytes per read when a stored file is copied
 
@@ -76,6 +83,16 @@ class _Applying:
         if not path:
             self._root(entry)
             return
+        try:
+            self._member(path, entry)
+        except PermissionError:
+            reserved = next((name for name in path[:-1] if name.startswith(whiteouts.PREFIX)), None)
+            if reserved is None:
+                raise
+            _log.warning("%r left out: the name %r is reserved here", entry.name, reserved)
+            self._extraction.leave_out(path)
+
+    def _member(self, path: Path, entry: Entry) -> None:
         role = whiteouts.role(path)
         if role is Role.PSEUDO_LINK:
             if entry.kind is Kind.FILE:

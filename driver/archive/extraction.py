@@ -54,7 +54,7 @@ class Extraction:
         self.root_fd = root_fd
         self.root = Confined(root_fd, self.maker.implied_directory, openat2=openat2)
         self._times: dict[bytes, tuple[int, int]] = {}  # by path, joined: there may be many
-        self._left_out: set[Path] = set()  # devices that could not be made
+        self._left_out: set[Path] = set()  # what could not be made here
 
     def run(self, handle: Callable[[Path, Entry], None]) -> None:
         """Hand every entry but the root's over, then finish the directories.
@@ -110,14 +110,19 @@ class Extraction:
             place = self.place(path)
         return place
 
-    def create(self, path: Path, entry: Entry) -> Place | None:
+    def create(
+        self, path: Path, entry: Entry, replaced: Callable[[Path], None] = lambda _: None
+    ) -> Place | None:
         """Make the object that the entry describes, in place of whatever is there.
+
+        Args:
+            replaced: called when a directory was made in place of something else.
 
         Returns:
             Where it was made; None when it had to be left out.
         """
         if entry.kind is Kind.DIRECTORY:
-            return self._directory(path, entry)
+            return self._directory(path, entry, replaced)
         self._times.pop(b"/".join(path), None)
         if entry.kind is Kind.LINK:
             return self._link(path, entry)
@@ -127,9 +132,13 @@ class Extraction:
         elif entry.kind is Kind.SYMLINK:
             self.maker.symlink(place.fd, place.name, entry)
         elif not self.maker.node(place.fd, place.name, entry):
-            self._left_out.add(path)
+            self.leave_out(path)
             return None
         return place
+
+    def leave_out(self, path: Path) -> None:
+        """Note that there is no ``path``: what links to it is left out as well."""
+        self._left_out.add(path)
 
     def remember_times(self, path: Path, entry: Entry) -> None:
         """Set the directory's times when all else is done."""
@@ -137,13 +146,17 @@ class Extraction:
         if times is not None:
             self._times[b"/".join(path)] = times
 
-    def _directory(self, path: Path, entry: Entry) -> Place:
+    def _directory(self, path: Path, entry: Entry, replaced: Callable[[Path], None]) -> Place:
         place = self.place(path)
         status = status_of(place)
-        if status is not None and not stat.S_ISDIR(status.st_mode):
+        replaces = status is not None and not stat.S_ISDIR(status.st_mode)
+        if replaces:
             place = self.claim(path)
         self.maker.directory(place.fd, place.name, entry)
         self.remember_times(path, entry)
+        if replaces:
+            replaced(path)
+            place = self.place(path)
         return place
 
     def _link(self, path: Path, entry: Entry) -> Place | None:
@@ -151,11 +164,10 @@ class Extraction:
         if not target:
             raise InvalidArchiveError("hard link to the root")
         if target in self._left_out:
-            self._left_out.add(path)
+            self.leave_out(path)
             return None
         # The target is pinned first: making room for the new name must not take it away.
-        source = self.root.parent(target)
-        fd = os.open(source.name, _PIN, dir_fd=source.fd)
+        fd = self._pin(target)
         try:
             status = os.fstat(fd)
             if stat.S_ISDIR(status.st_mode):
@@ -169,6 +181,16 @@ class Extraction:
         finally:
             os.close(fd)
         return place
+
+    def _pin(self, target: Path) -> int:
+        """Open what a hard link leads to, for nothing but being linked."""
+        try:
+            source = self.root.parent(target)
+            return os.open(source.name, _PIN, dir_fd=source.fd)
+        except OSError as error:
+            shown = os.fsdecode(b"/".join(target))
+            text = f"cannot be linked to {shown!r}: {error.strerror}"
+            raise OSError(error.errno, text) from error
 
     def _touch(self, path: Path, times: tuple[int, int]) -> None:
         if not path:

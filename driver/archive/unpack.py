@@ -8,6 +8,9 @@ A whiteout whose directory is not there needs the directory only if the layers b
 Where the same layer has removed or replaced that directory already, as some tools' layers do
 (``.wh.x``, then ``x/.wh.y``), it has nothing left to hide, and making its parents would bring
 ``x`` back.
+
+A layer may name a path twice, first as a file and then as a directory. The file would have hidden
+what the layers below have there, so the directory that takes its place is marked as opaque.
 """
 
 from collections.abc import Iterable
@@ -27,6 +30,7 @@ def unpack_layer(
     id_map: IdentityMapping | None = None,
     *,
     exclude: Iterable[bytes] = (),
+    layers_below: bool = False,
     ignore_chown_errors: bool = False,
     openat2: bool | None = None,
 ) -> None:
@@ -37,6 +41,7 @@ def unpack_layer(
         stream: the uncompressed archive, read to its end.
         id_map: from container ids to host ids; None leaves them alone.
         exclude: entries whose cleaned name begins with one of these are left out.
+        layers_below: there are some, so that what replaces a file has to go on hiding them.
         ignore_chown_errors: report owners that cannot be set here and go on.
         openat2: False keeps to plain open(2); None finds out what works.
 
@@ -50,14 +55,17 @@ def unpack_layer(
     extraction = Extraction(
         root_fd, stream, id_map, ignore_chown_errors=ignore_chown_errors, openat2=openat2
     )
-    unpacking = _Unpacking(extraction, _PrefixSet(exclude))
+    unpacking = _Unpacking(extraction, _PrefixSet(exclude), layers_below=layers_below)
     extraction.run(unpacking.handle)
 
 
 class _Unpacking:
-    def __init__(self, extraction: Extraction, exclude: "_PrefixSet") -> None:
+    def __init__(
+        self, extraction: Extraction, exclude: "_PrefixSet", *, layers_below: bool
+    ) -> None:
         self._extraction = extraction
         self._exclude = exclude
+        self._layers_below = layers_below
 
     def handle(self, path: Path, entry: Entry) -> None:
         if not path or self._exclude.matches(path):
@@ -71,7 +79,11 @@ class _Unpacking:
         if role in (Role.WHITEOUT, Role.OPAQUE) and entry.kind is not Kind.DIRECTORY:
             self._whiteout(path, role)
         else:
-            self._extraction.create(path, entry)
+            self._extraction.create(path, entry, replaced=self._cover)
+
+    def _cover(self, path: Path) -> None:
+        if self._layers_below:
+            self._whiteout((*path, whiteouts.OPAQUE), Role.OPAQUE)
 
     def _whiteout(self, path: Path, role: Role) -> None:
         extraction = self._extraction

@@ -207,6 +207,14 @@ def test_errors_name_the_entry(extract: Extract, root: Path) -> None:
         extract(root, Layer().file("d/.wh.").bytes())
 
 
+@pytest.mark.parametrize("target", ["nope", "nope/deeper", "f/deeper"])
+def test_errors_of_hard_links_name_both_ends(extract: Extract, root: Path, target: str) -> None:
+    with pytest.raises(OSError, match=f"cannot be linked to '{target}': No") as caught:
+        extract(root, Layer().file("f").link("b", target).bytes())
+    assert caught.value.filename == "b"
+    assert isinstance(caught.value, NotADirectoryError if "f/" in target else FileNotFoundError)
+
+
 def test_nothing_stays_open(extract: Extract, root: Path) -> None:
     before = os.listdir("/proc/self/fd")
     extract(root, Layer().file("a/b/c").link("d", "a/b/c").directory("e").bytes())

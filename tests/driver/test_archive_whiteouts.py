@@ -144,6 +144,28 @@ def test_whiteout_below_a_file_of_the_same_layer(root: Path) -> None:
         assert listing(root) == ["x"]
 
 
+@pytest.mark.parametrize("first", ["file", "symlink"])
+def test_directory_after_a_file_of_its_name_covers_the_layers_below(root: Path, first: str) -> None:
+    """What the file hid, the directory in its place must not show again."""
+    layer = Layer().directory("other")
+    layer = layer.file("x") if first == "file" else layer.symlink("x", "other")
+    data = layer.names("x/", "x/new", "other/", "x/").bytes()
+    unpack(root, data, layers_below=True)
+    assert listing(root) == ["other/", "x/", "x/.wh..wh..opq", "x/new"]
+    assert (root / "x").stat().st_mtime == 1_000_000_000
+    unpack(root, data, layers_below=True)
+    assert listing(root) == ["other/", "x/", "x/.wh..wh..opq", "x/new"]
+    unpack(root, Layer().file("x").bytes(), layers_below=True)
+    assert listing(root) == ["other/", "x"]
+    unpack(root, data)
+    assert listing(root) == ["other/", "x/", "x/new"]
+
+
+def test_directory_after_a_directory_covers_nothing(root: Path) -> None:
+    unpack(root, Layer().names("x/", "x/y", "x/", "z", "z").bytes(), layers_below=True)
+    assert listing(root) == ["x/", "x/y", "z"]
+
+
 def test_whiteout_in_a_directory_of_the_layers_below(root: Path) -> None:
     unpack(root, Layer().names("a/b/.wh.c").bytes())
     assert listing(root) == ["a/", "a/b/", "a/b/.wh.c"]

@@ -20,7 +20,7 @@ import driver
 from driver import Driver, mounts, mounttable
 from driver.mounttable import MountState
 from tests.support.commands import is_running
-from tests.support.layers import members
+from tests.support.layers import Layer, listing, members
 
 Using = Callable[[str], AbstractContextManager[Path]]
 
@@ -428,6 +428,27 @@ def test_diff_of_a_directory_that_took_a_files_place(
     for layer in ("c", "x", "y"):
         with using(layer) as root:
             assert sorted(os.listdir(root / "d")) == ["e", "new"], layer
+
+
+def test_a_layer_shows_the_same_applied_and_unpacked(
+    store: Driver, using: Using, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file, then a directory of its name; a directory with the name of a whiteout."""
+    store.create("base")
+    with using("base") as root:
+        (root / "c").mkdir()
+        (root / "c/below").touch()
+    tar = Layer().names("a/", ".wh.etc/some/file", "c", "c/", "c/new", "z").link("l", "z")
+    tar.link("a/l", ".wh.etc/some/file").names("a/.wh.x/.wh..wh..opq", "a/.wh.x/.wh.y")
+    data = tar.bytes()
+    for layer, parent in (("unpacked", "base"), ("applied", "unpacked")):
+        store.create(layer, "base")
+        store.apply_diff(layer, parent, io.BytesIO(data))
+    assert "'.wh.etc' is reserved here" in caplog.text
+    with using("applied") as root:
+        assert listing(root) == ["a/", "c/", "c/new", "l", "z"]
+    with using("unpacked") as root:
+        assert listing(root) == ["a/", "a/l", "c/", "c/new", "l", "z"]
 
 
 def test_apply_relative_to_another_layer(stacked: Driver, using: Using) -> None:
