@@ -2,8 +2,8 @@
 
 Arguments in, text or JSON out; everything else is the driver's (`driver.driver`). Each run is a
 process of its own, and use counts live in a process: so ``get`` leaves the layer mounted for
-others, ``put`` takes the mount away however often it was got, and ``mount`` and ``umount`` are only
-other names for the two.
+others, ``put`` takes the mount away however often it was got, unless a living process uses it, and
+``mount`` and ``umount`` are only other names for the two.
 
 A command that is told to end (SIGINT, SIGTERM, SIGHUP) puts back what it has mounted first, and so
 does a ``get`` whose answer cannot be written. Where there is nowhere to write an answer to, nothing
@@ -173,6 +173,8 @@ def _size(driver: Driver, arguments: argparse.Namespace) -> None:
 
 def _remove(driver: Driver, arguments: argparse.Namespace) -> None:
     for layer_id in arguments.ids:
+        if not driver.exists(layer_id):
+            print(f"aufs-driver: no such layer: {layer_id}; nothing to remove", file=sys.stderr)
         driver.remove(layer_id)
     _say(arguments, {"removed": arguments.ids}, "")
 

@@ -203,6 +203,9 @@ class Driver:
     def cleanup(self) -> None:
         """Unmount everything below the root; use counts stay as they are (driver.md 1.5).
 
+        What is mounted at the root itself goes only if it is the same directory once more: a disk
+        that the layers lie on stays.
+
         Raises:
             OSError: ``mnt/`` cannot be read, or a mount cannot be undone.
         """
@@ -211,8 +214,10 @@ class Driver:
                 self._unmount_if_mounted(self._store.mount_point(name))
             except OSError as error:
                 _log.warning("cannot unmount %s: %s", name, error)
-        for point in mounttable.mounts_below(self.root, itself=True):
+        for point in mounttable.mounts_below(self.root):
             mounttable.detach(point, lazy=True)
+        while mounttable.is_bound_on_itself(self.root):
+            mounttable.detach(self.root, lazy=True)
 
     # --- using ---------------------------------------------------------------------------------
 

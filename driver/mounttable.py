@@ -80,21 +80,29 @@ def answers(path: str) -> bool:
     return True
 
 
-def mounts_below(path: str, *, itself: bool = False) -> list[str]:
-    """Return the mount points below ``path``, deepest and newest first.
-
-    Args:
-        itself: count ``path`` in when it is a mount point.
-    """
+def mounts_below(path: str) -> list[str]:
+    """Return the mount points below ``path``, deepest and newest first."""
     inside = path.rstrip("/") + "/"
-    found = [
-        e.mount_point
-        for e in entries()
-        if e.mount_point.startswith(inside) or (itself and e.mount_point == path)
-    ]
+    found = [e.mount_point for e in entries() if e.mount_point.startswith(inside)]
     found.reverse()
     found.sort(key=lambda point: point.count("/"), reverse=True)
     return found
+
+
+def is_bound_on_itself(path: str) -> bool:
+    """Tell whether the directory mounted at ``path`` is the one that it covers.
+
+    That is what engines do to have a mount whose propagation they can set (``mount --bind R R``).
+    """
+    table = {line.identity: line for line in mount_table()}
+    top = [line for line in table.values() if os.fsdecode(line.mountpoint) == path]
+    if not top:
+        return False
+    below = table.get(top[-1].parent)
+    if below is None or below.device != top[-1].device:
+        return False
+    way = os.path.relpath(os.fsencode(path), below.mountpoint)
+    return os.path.normpath(os.path.join(below.root, way)) == top[-1].root
 
 
 def detach(path: str, *, lazy: bool) -> None:

@@ -108,8 +108,7 @@ class _Applying:
 
     def _root(self, entry: Entry) -> None:
         maker, root_fd = self._extraction.maker, self._extraction.root_fd
-        maker.attributes_of_directory(root_fd, b".", entry)
-        self._extraction.remember_times((), entry)
+        self._extraction.finish_later((), maker.attributes_of_directory(root_fd, b".", entry))
 
     def _create(self, path: Path, entry: Entry) -> None:
         if entry.kind is Kind.LINK:

@@ -3,8 +3,8 @@
 Both read the same archive into the same kind of confined root; they differ in what a whiteout does,
 so that is what their own modules hold. Here is the rest: a later entry replaces an earlier one,
 a directory meeting a directory is merged with it, hard links count from the root, parents that are
-not listed are made, and the times of directories are set at the very end, because everything that
-is put into a directory changes them.
+not listed are made, and directories get their times and their default ACL at the very end, because
+everything that is put into a directory changes the ones and inherits the other.
 """
 
 import errno
@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable
 
 from driver.archive.confine import Confined, Path, Place, clean, clean_link
-from driver.archive.objects import Maker, entry_times
+from driver.archive.objects import Late, Maker
 from driver.archive.reader import Entry, Kind, LayerReader, Readable
 from driver.archive.removal import remove
 from driver.errors import InvalidArchiveError
@@ -21,6 +21,9 @@ from driver.idmap import IdentityMapping
 from unionfs import syscalls
 
 _PIN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+# No path that the kernel takes is deeper than half of this, and what is made of a layer later, its
+# size for one, takes time that grows with the square of the depth.
+_DEEPEST = 4096
 _NO_WAY = frozenset({errno.ENOENT, errno.ENOTDIR})
 
 
@@ -53,7 +56,7 @@ class Extraction:
         )
         self.root_fd = root_fd
         self.root = Confined(root_fd, self.maker.implied_directory, openat2=openat2)
-        self._times: dict[bytes, tuple[int, int]] = {}  # by path, joined: there may be many
+        self._late: dict[bytes, Late] = {}  # by path, joined: there may be many
         self._left_out: set[Path] = set()  # what could not be made here
 
     def run(self, handle: Callable[[Path, Entry], None]) -> None:
@@ -74,8 +77,8 @@ class Extraction:
                 except OSError as error:
                     error.filename = os.fsdecode(entry.name)
                     raise
-            for name, times in self._times.items():
-                self._touch(_split(name), times)
+            for name, late in self._late.items():
+                self._finish(_split(name), late)
         finally:
             self.root.close()
 
@@ -123,7 +126,7 @@ class Extraction:
         """
         if entry.kind is Kind.DIRECTORY:
             return self._directory(path, entry, replaced)
-        self._times.pop(b"/".join(path), None)
+        self._late.pop(b"/".join(path), None)
         if entry.kind is Kind.LINK:
             return self._link(path, entry)
         place = self.claim(path)
@@ -140,11 +143,9 @@ class Extraction:
         """Note that there is no ``path``: what links to it is left out as well."""
         self._left_out.add(path)
 
-    def remember_times(self, path: Path, entry: Entry) -> None:
-        """Set the directory's times when all else is done."""
-        times = entry_times(entry)
-        if times is not None:
-            self._times[b"/".join(path)] = times
+    def finish_later(self, path: Path, late: Late) -> None:
+        """Give the directory what it gets last when all else is done."""
+        self._late[b"/".join(path)] = late
 
     def _directory(self, path: Path, entry: Entry, replaced: Callable[[Path], None]) -> Place:
         place = self.place(path)
@@ -152,8 +153,7 @@ class Extraction:
         replaces = status is not None and not stat.S_ISDIR(status.st_mode)
         if replaces:
             place = self.claim(path)
-        self.maker.directory(place.fd, place.name, entry)
-        self.remember_times(path, entry)
+        self.finish_later(path, self.maker.directory(place.fd, place.name, entry))
         if replaces:
             replaced(path)
             place = self.place(path)
@@ -192,13 +192,13 @@ class Extraction:
             text = f"cannot be linked to {shown!r}: {error.strerror}"
             raise OSError(error.errno, text) from error
 
-    def _touch(self, path: Path, times: tuple[int, int]) -> None:
+    def _finish(self, path: Path, late: Late) -> None:
         if not path:
-            os.utime(b"/proc/self/fd/%d" % self.root_fd, ns=times)
+            self.maker.finish_directory(self.root_fd, b".", late)
             return
         place = self.existing_place(path)
         if place is not None:
-            self.maker.touch_directory(place.fd, place.name, times)
+            self.maker.finish_directory(place.fd, place.name, late)
 
 
 def status_of(place: Place) -> os.stat_result | None:
@@ -211,6 +211,8 @@ def status_of(place: Place) -> os.stat_result | None:
 
 def _path_of(entry: Entry) -> Path:
     path = clean(entry.name)
+    if len(path) > _DEEPEST:
+        raise InvalidArchiveError(f"nested deeper than {_DEEPEST} directories", entry.name[:64])
     if not path and entry.kind is not Kind.DIRECTORY:
         # A layer whose root is a link would turn every later name around (CVE-2021-29136).
         raise InvalidArchiveError("the root of a layer must be a directory", entry.name)

@@ -16,6 +16,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from driver.archive.reader import Entry, Kind
 from driver.idmap import IdentityMapping
@@ -35,7 +36,22 @@ _NODE_TYPES = {Kind.CHAR: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.FIFO: sta
 # Notes that overlay filesystems keep in extended attributes. In a layer they would be forgeries: of
 # "this directory was moved from there", of "the data of this file is elsewhere".
 _FORGEABLE_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
+_DEFAULT_ACL = b"system.posix_acl_default"
 _LABEL_XATTR = b"security.selinux"  # belongs to the host's policy, not to the layer
+
+
+class Late(NamedTuple):
+    """What a directory gets when nothing is put into it any more.
+
+    Attributes:
+        inode: of the directory; something else may stand at its path by then.
+        times: access and modification, in ns; None leaves them alone.
+        default_acl: the value of that attribute, which all that is made there would inherit.
+    """
+
+    inode: int
+    times: tuple[int, int] | None
+    default_acl: bytes | None
 
 
 class Maker:
@@ -70,25 +86,28 @@ class Maker:
         finally:
             os.close(fd)
 
-    def directory(self, dir_fd: int, name: bytes, entry: Entry) -> None:
+    def directory(self, dir_fd: int, name: bytes, entry: Entry) -> Late:
         """Make a directory, or give the one that is there the entry's attributes.
 
-        The times come later, when nothing is put into it any more (`touch_directory`).
+        Returns:
+            What it gets later (`finish_directory`).
         """
         with contextlib.suppress(FileExistsError):  # if it is no directory, the open below fails
             os.mkdir(name, 0o700, dir_fd=dir_fd)
-        self.attributes_of_directory(dir_fd, name, entry)
+        return self.attributes_of_directory(dir_fd, name, entry)
 
-    def attributes_of_directory(self, dir_fd: int, name: bytes, entry: Entry) -> None:
-        """Give the directory ``name`` the entry's owner, extended attributes and mode."""
+    def attributes_of_directory(self, dir_fd: int, name: bytes, entry: Entry) -> Late:
+        """Give the directory ``name`` the entry's attributes; returns as `directory`."""
+        default_acl = entry.xattrs.pop(_DEFAULT_ACL, None)
         fd = os.open(name, _DIRECTORY, dir_fd=dir_fd)
         try:
             self._finish(fd, entry)
+            return Late(os.fstat(fd).st_ino, entry_times(entry), default_acl)
         finally:
             os.close(fd)
 
-    def touch_directory(self, dir_fd: int, name: bytes, times: tuple[int, int]) -> None:
-        """Set access and modification time (ns) of a directory; anything else is left alone."""
+    def finish_directory(self, dir_fd: int, name: bytes, late: Late) -> None:
+        """Give a directory what it gets last, if it is still the one that was made."""
         try:
             fd = os.open(name, _DIRECTORY, dir_fd=dir_fd)
         except OSError as error:
@@ -96,7 +115,12 @@ class Maker:
                 return  # replaced by a later entry
             raise
         try:
-            os.utime(fd, ns=times)
+            if os.fstat(fd).st_ino != late.inode:
+                return
+            if late.default_acl is not None:
+                self._set_xattr(fd, b"", _DEFAULT_ACL, late.default_acl)
+            if late.times is not None:
+                os.utime(fd, ns=late.times)
         finally:
             os.close(fd)
 
@@ -179,8 +203,11 @@ class Maker:
             self._forgive_owner(error, owner, entry.name)
 
     def _forgive_owner(self, error: OSError, owner: tuple[int, int], name: bytes) -> None:
-        if not self._ignore_chown_errors or error.errno not in (errno.EPERM, errno.EINVAL):
+        if error.errno not in (errno.EPERM, errno.EINVAL):
             raise error
+        if not self._ignore_chown_errors:
+            text = f"owner {owner[0]}:{owner[1]} cannot be set here; aufs.ignore_chown_errors=true"
+            raise OSError(error.errno, f"{text} goes on without it") from error
         _log.warning("owner %d:%d of %r cannot be set here", *owner, name)
 
     def _set_xattr(self, fd: int, name: bytes, key: bytes, value: bytes) -> None:

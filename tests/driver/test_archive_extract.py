@@ -16,6 +16,7 @@ from driver.archive.confine import kernel_resolves
 from driver.errors import IdMappingError, InvalidArchiveError
 from driver.idmap import IdentityMapping
 from tests.support.layers import EXTRACTORS, Extract, Layer, apply, listing, snapshot, unpack
+from tests.support.overlay_trees import ANYBODY, acl
 from unionfs import syscalls
 
 SHIFTED = IdentityMapping([(0, 100_000, 65_536)], [(0, 200_000, 65_536)])
@@ -153,6 +154,53 @@ def test_children_before_their_parent(extract: Extract, root: Path) -> None:
     found = snapshot(root)
     assert found["a"][:3] == (stat.S_IFDIR, 0o755, 0)
     assert found["a/b"][:5] == (stat.S_IFDIR, 0o700, 4, 0, 77)
+
+
+def test_a_default_acl_is_not_inherited_by_what_the_archive_holds(
+    extract: Extract, root: Path
+) -> None:
+    named = acl(
+        *((0x01, 7, ANYBODY), (0x02, 7, 12), (0x04, 5, ANYBODY), (0x10, 7, ANYBODY)),
+        (0x20, 5, ANYBODY),
+    )
+    attributes = {"SCHILY.xattr.system.posix_acl_default": os.fsdecode(named)}
+    extract(
+        root,
+        Layer().directory("d", pax=attributes).file("d/f").directory("d/sub").bytes(),
+    )
+    assert os.getxattr(root / "d", "system.posix_acl_default") == named
+    assert os.listxattr(root / "d/f") == os.listxattr(root / "d/sub") == []
+
+
+def test_times_do_not_go_to_what_took_the_place_of_a_directory(
+    extract: Extract, root: Path
+) -> None:
+    layer = Layer().directory("c").directory("c/b", mtime=2222)
+    layer.directory("a").directory("a/b", mtime=4444).symlink("a", "c")
+    extract(root, layer.bytes())
+    assert (root / "c/b").stat().st_mtime == 2222
+
+
+def test_depth_has_a_limit(extract: Extract, root: Path) -> None:
+    """What is made of a layer later takes time that grows with the square of the depth."""
+    extract(root, Layer().file("d/" * 2048 + "f").bytes())
+    with pytest.raises(InvalidArchiveError, match="deeper than 4096"):
+        extract(root, Layer().file("e/" * 5000 + "f").bytes())
+    assert not (root / "e").exists()
+    subprocess.run(["rm", "-rf", root], check=True)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL])
+def test_an_owner_that_cannot_be_set_is_told_with_the_remedy(
+    extract: Extract, root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fchown(_fd: int, _uid: int, _gid: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fchown", fchown)
+    with pytest.raises(OSError, match=r"owner 5:6 cannot .*ignore_chown_errors=true") as caught:
+        extract(root, Layer().file("f", uid=5, gid=6).bytes())
+    assert (caught.value.errno, caught.value.filename) == (number, "f")
 
 
 def test_owners_are_mapped_to_the_host(root: Path) -> None:

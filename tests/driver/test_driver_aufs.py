@@ -588,3 +588,28 @@ def test_cleanup_unmounts_and_reports_nothing(stacked: Driver) -> None:
     stacked.cleanup()
     assert not is_mounted(path)
     assert stacked._uses.snapshot() == {path: 1}
+
+
+def test_cleanup_leaves_the_disk_that_the_layers_lie_on(tmp_path: Path) -> None:
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+    try:
+        store = driver.init(place)
+        store.create("1")
+        store.cleanup()
+        assert store.exists("1")
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_cleanup_undoes_a_root_that_is_bound_on_itself(stacked: Driver) -> None:
+    """As engines do, perhaps more than once, for the sake of its propagation."""
+    for _ in range(2):
+        subprocess.run(["mount", "--bind", stacked.root, stacked.root], check=True)
+    path = stacked.get("2")
+    stacked.cleanup()
+    table = [line for line in mounttable.entries() if line.mount_point.startswith(stacked.root)]
+    assert table == []
+    assert not is_mounted(path)
+    assert stacked.exists("2")

@@ -283,6 +283,14 @@ def test_what_cannot_be_meant(
     assert list(here.iterdir()) == []
 
 
+def test_removing_what_is_not_there(run: Run) -> None:
+    """It is done, but a person has perhaps mistyped."""
+    run("create", "base")
+    done = run("remove", "bsae", "base")
+    assert done.stderr == b"aufs-driver: no such layer: bsae; nothing to remove\n"
+    assert run("list").stdout == b""
+
+
 # --- where there is no store ---------------------------------------------------------------------
 
 

@@ -243,9 +243,18 @@ def mounted_device(mountpoint: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MountLine:
-    """One line of /proc/self/mountinfo."""
+    """One line of /proc/self/mountinfo.
 
+    Attributes:
+        identity, parent: the numbers of the mount and of the one it is mounted on.
+        device: major and minor number, as "0:42".
+        root: which directory of the filesystem is mounted.
+    """
+
+    identity: int
+    parent: int
     device: str
+    root: bytes
     mountpoint: bytes
     kind: str
     source: bytes
@@ -258,7 +267,10 @@ def mount_table() -> Iterator[MountLine]:
             fields, _, rest = line.rstrip(b"\n").partition(b" - ")
             words, kinds = fields.split(b" "), rest.split(b" ")
             yield MountLine(
+                identity=int(words[0]),
+                parent=int(words[1]),
                 device=words[2].decode(),
+                root=octal_unescape(words[3]),
                 mountpoint=octal_unescape(words[4]),
                 kind=kinds[0].decode(errors="replace"),
                 source=octal_unescape(kinds[1]),
