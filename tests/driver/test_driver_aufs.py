@@ -246,7 +246,7 @@ def stack_of_126(root: str, first_mounted: int) -> None:
 
 
 def test_126_layers(root: str) -> None:
-    stack_of_126(root, first_mounted=100)
+    stack_of_126(root, first_mounted=118)
 
 
 @pytest.mark.parametrize("cut_in", ["between", "permission"])

@@ -37,7 +37,7 @@ def no_foreign_owners(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_owner_that_cannot_be_set_fails_the_layer(root: str) -> None:
     store = driver.init(root)
     store.create("layer")
-    with pytest.raises(OSError, match="Invalid argument"):
+    with pytest.raises(OSError, match="owner 1000:1000 cannot be set here"):
         store.apply_diff("layer", "", layer_of_somebody_else())
 
 

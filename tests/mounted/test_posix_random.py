@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.effort import EFFORT
 from tests.support.mounting import Union
 from tests.support.oracle import symbol_of
 from tests.support.trees import describe, fill, paths
@@ -173,7 +174,7 @@ def _answer(operation: Callable[[Path], object], top: Path) -> object:
         return errno.errorcode.get(error.errno or 0, str(error.errno))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2 * EFFORT))
 def test_random_operations(union: Union, udba: str, seed: int) -> None:
     union.forked = True
     plain = union.base / "plain"
@@ -195,7 +196,7 @@ def test_random_operations(union: Union, udba: str, seed: int) -> None:
         walk.close()
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(EFFORT))
 def test_random_content(union: Union, udba: str, seed: int) -> None:
     """Reads, writes, truncations, mappings and new mounts; the model is an array of bytes."""
     choose = random.Random(seed)

@@ -37,7 +37,7 @@ from tests.support.twins import Listing, Twins
 from unionfs.syscalls import RENAME_NOREPLACE
 from unionfs.union.core import Caller, Change, Entry
 
-_SETTINGS = examples(70, stateful_step_count=30 if EFFORT == 1 else 50)
+_SETTINGS = examples(50, stateful_step_count=30 if EFFORT == 1 else 50)
 _NAMES = (b"a", b"b", b"c", b"d", b"e")
 _ODD_NAMES = (b".wh.a", b"x" * 243, b"x" * 242, b"\xff new")
 _CREATE = os.O_RDWR | os.O_CREAT
