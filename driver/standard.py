@@ -13,17 +13,15 @@ import os
 import sys
 from typing import TextIO
 
+from unionfs.fuse.process import fill_standard_descriptors
+
 
 def fill_descriptors() -> None:
     """Open ``/dev/null`` in place of the standard descriptors that are missing.
 
     Errors go there too, for there is nobody to see them.
     """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+    fill_standard_descriptors()
     if sys.stderr is None:
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), encoding="utf-8")
 
