@@ -261,7 +261,7 @@ def test_arguments_may_stand_behind_options(run: Run, tmp_path: Path) -> None:
         (["create", "a", "--parent", "other", "base"], "the parent is given twice"),
         (["create", "a", "--json", "base", "more"], "unrecognized arguments: more"),
         (["get", "a", "--json", "b"], "unrecognized arguments: b"),
-        (["apply", "a", "--parent", "", "f", "--bogus"], "unrecognized arguments: f --bogus"),
+        (["apply", "a", "f", "--bogus"], "unrecognized arguments: --bogus"),
         (["--root", "", "list"], "--root is empty"),
         (["list", "--root="], "--root is empty"),
     ],
