@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.layers import make as make_tree
 from unionfs.union.build import build_union
 from unionfs.union.core import Union
 from unionfs.union.explain import Explanation, explain
@@ -35,18 +36,8 @@ def states(explanation: Explanation) -> list[str]:
     return [fate.state for fate in explanation.fates]
 
 
-def tree(base: Path, *paths: str) -> None:
-    for path in paths:
-        place = base / path
-        if path.endswith("/"):
-            place.mkdir(parents=True, exist_ok=True)
-        else:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(path)
-
-
 def test_the_topmost_file_wins(tmp_path: Path, make: Make) -> None:
-    tree(tmp_path, "W/", "M/f", "R/f")
+    make_tree(tmp_path, "W/", "M/f", "R/f")
     found = explain(make("W=rw", "M=ro+wh", "R=ro+wh"), b"/f")
     assert (found.kind, found.branch, found.error) == ("file", 1, "")
     assert states(found) == ["absent", "shown", "hidden"]
@@ -54,7 +45,7 @@ def test_the_topmost_file_wins(tmp_path: Path, make: Make) -> None:
 
 
 def test_a_whiteout(tmp_path: Path, make: Make) -> None:
-    tree(tmp_path, "W/", "M/.wh.f", "R/f")
+    make_tree(tmp_path, "W/", "M/.wh.f", "R/f")
     found = explain(make("W=rw", "M=ro+wh", "R=ro+wh"), b"f")
     assert (found.kind, found.branch, found.error) == ("", None, "ENOENT")
     assert states(found) == ["absent", "whiteout", "hidden"]
@@ -65,7 +56,7 @@ def test_a_whiteout(tmp_path: Path, make: Make) -> None:
 
 
 def test_an_opaque_directory_and_what_is_below_it(tmp_path: Path, make: Make) -> None:
-    tree(tmp_path, "W/d/.wh..wh..opq", "W/d/x", "R/d/y")
+    make_tree(tmp_path, "W/d/.wh..wh..opq", "W/d/x", "R/d/y")
     union = make("W=rw", "R=ro+wh")
     found = explain(union, b"/d")
     assert (found.kind, states(found)) == ("directory", ["shown", "hidden"])
@@ -76,7 +67,7 @@ def test_an_opaque_directory_and_what_is_below_it(tmp_path: Path, make: Make) ->
 
 
 def test_directories_merge_past_a_file(tmp_path: Path, make: Make) -> None:
-    tree(tmp_path, "W/x/a", "M/x", "R/x/b")
+    make_tree(tmp_path, "W/x/a", "M/x", "R/x/b")
     union = make("W=rw", "M=ro+wh", "R=ro+wh")
     found = explain(union, b"x")
     assert states(found) == ["shown", "hidden", "merged"]
@@ -86,14 +77,14 @@ def test_directories_merge_past_a_file(tmp_path: Path, make: Make) -> None:
 
 
 def test_a_file_hides_a_directory(tmp_path: Path, make: Make) -> None:
-    tree(tmp_path, "W/x", "R/x/y")
+    make_tree(tmp_path, "W/x", "R/x/y")
     union = make("W=rw", "R=ro+wh")
     assert states(explain(union, b"x")) == ["shown", "hidden"]
     assert explain(union, b"x/y").error == "ENOTDIR"
 
 
 def test_the_illegal_pair_by_profile(tmp_path: Path, make: Make) -> None:
-    tree(tmp_path, "W/f", "W/.wh.f", "R/f")
+    make_tree(tmp_path, "W/f", "W/.wh.f", "R/f")
     strict = explain(make("W=ro+wh", "R=ro+wh"), b"f")
     assert (strict.error, states(strict)) == ("EIO", ["hidden", "hidden"])
     lenient = explain(make("W=ro+wh", "R=ro+wh", options="profile=driver"), b"f")
@@ -102,7 +93,7 @@ def test_the_illegal_pair_by_profile(tmp_path: Path, make: Make) -> None:
 
 
 def test_whiteouts_in_the_form_of_overlayfs(tmp_path: Path, make: Make) -> None:
-    tree(tmp_path, "W/", "M/", "R/f")
+    make_tree(tmp_path, "W/", "M/", "R/f")
     os.mknod(tmp_path / "M/f", 0o20000, 0)
     branches = ("W=rw", "M=ro+wh", "R=ro+wh")
     found = explain(make(*branches, options="profile=driver"), b"f")
@@ -111,11 +102,11 @@ def test_whiteouts_in_the_form_of_overlayfs(tmp_path: Path, make: Make) -> None:
 
 
 def test_the_root(tmp_path: Path, make: Make) -> None:
-    tree(tmp_path, "W/", "M/.wh..wh..opq", "R/")
+    make_tree(tmp_path, "W/", "M/.wh..wh..opq", "R/")
     branches = ("W=rw", "M=ro+wh", "R=ro+wh")
     found = explain(make(*branches), b"/")
     assert states(found) == ["shown", "merged", "merged"]
-    tree(tmp_path, "R/f")
+    make_tree(tmp_path, "R/f")
     union = make("M=ro+wh", "R=ro+wh", options="profile=driver")
     assert states(explain(union, b"")) == ["shown", "hidden"]
     assert states(explain(union, b"f")) == ["absent", "hidden"]
@@ -133,14 +124,16 @@ def test_the_root(tmp_path: Path, make: Make) -> None:
     ],
 )
 def test_what_cannot_be_looked_up(tmp_path: Path, make: Make, path: bytes, error: str) -> None:
-    tree(tmp_path, "R/f", "R/d/f")
+    make_tree(tmp_path, "R/f", "R/d/f")
     (tmp_path / "R/link").symlink_to("d")
     found = explain(make("R=ro"), path)
     assert (found.kind, found.branch, found.error) == ("", None, error)
 
 
 def test_agrees_with_lookup_everywhere(tmp_path: Path, make: Make) -> None:
-    tree(tmp_path, "W/a", "W/.wh.b", "W/d/.wh.x", "M/b", "M/a", "M/d/x", "M/d/y", "R/d/x", "R/c")
+    make_tree(
+        tmp_path, "W/a", "W/.wh.b", "W/d/.wh.x", "M/b", "M/a", "M/d/x", "M/d/y", "R/d/x", "R/c"
+    )
     union = make("W=rw", "M=ro+wh", "R=ro+wh")
     for path in (b"a", b"b", b"c", b"d", b"d/x", b"d/y", b"d/z"):
         found = explain(union, path)

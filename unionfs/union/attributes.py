@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from unionfs.branch import MountedOver
 from unionfs.branch.forms import is_mark_xattr
 from unionfs.union.copyup import copy_up, copy_up_directory
+from unionfs.union.idmap import ACL_PREFIX
 from unionfs.union.lookup import getattr_, locate
 from unionfs.union.nodes import DirectoryNode, FileNode
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from unionfs.union.operation import Operation
     from unionfs.union.state import Entry, State
 
-_ACL: Final = b"system.posix_acl_"
 _CLASSES: Final = (b"user.", b"trusted.", b"security.", b"system.")
 
 
@@ -173,7 +173,7 @@ def _check_visible(state: State, key: bytes) -> None:
     if is_mark_xattr(key):
         raise OSError(ENODATA, "a private mark of a union filesystem", key)
     # What is not enforced is not shown either (aufs.md 5.3).
-    if key.startswith(_ACL) and not state.rules.acl:
+    if key.startswith(ACL_PREFIX) and not state.rules.acl:
         raise OSError(EOPNOTSUPP, "POSIX ACLs are not enabled", key)
 
 
@@ -209,7 +209,7 @@ def list_xattrs(state: State, node: FileNode | DirectoryNode, *, privileged: boo
     return [
         name
         for name in names
-        if (state.rules.acl or not name.startswith(_ACL))
+        if (state.rules.acl or not name.startswith(ACL_PREFIX))
         and not is_mark_xattr(name)
         and (privileged or not name.startswith(b"trusted."))
     ]
@@ -257,7 +257,7 @@ def remove_xattr(state: State, node: FileNode | DirectoryNode, key: bytes) -> Op
     try:
         _reach(state, node, lambda path: os.getxattr(path, key))
     except OSError as error:
-        if error.errno == ENODATA and key.startswith(_ACL):
+        if error.errno == ENODATA and key.startswith(ACL_PREFIX):
             return
         raise
     yield from _bring_up(state, node)

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 OVERFLOW_ID: Final = 65534
-_NO_ID: Final = (
-    1 << 32
-) - 1  # what the kernel says of an id that this user namespace does not have
+_NO_ID: Final = (1 << 32) - 1  # to the kernel, an id that this user namespace does not have
 LARGEST_ID: Final = _NO_ID - 1
 
 # The value of system.posix_acl_*: a version, then (tag, permissions, id) for each entry.
@@ -88,8 +86,10 @@ class Translation:
 
     def named_shown(self, stored: int) -> int | None:
         """Return the id that is meant by an entry of an ACL on the branch, None if it is nobody."""
-        if stored == _NO_ID or not self.ranges:
-            return None if stored == _NO_ID else stored
+        if stored == _NO_ID:
+            return None
+        if not self.ranges:
+            return stored
         for entry in self.ranges:
             if 0 <= stored - entry.stored < entry.length:
                 return entry.shown + stored - entry.stored
