@@ -20,7 +20,6 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 from driver import mounts, mounttable
 from driver.archive import apply_layer, layer_chunks, unpack_layer
@@ -39,6 +38,7 @@ from driver.getter import FileGetter
 from driver.idmap import IdentityMapping
 from driver.mounttable import MountState
 from driver.plinks import lent_directories, pseudo_links
+from driver.settings import Settings, parse_settings
 from driver.size import branch_size
 from driver.store import Store
 from driver.support import check_support
@@ -49,14 +49,6 @@ _log = logging.getLogger(__name__)
 
 NAME = "aufs"
 _EMPTY_ARCHIVE = bytes(1024)  # a tar's end marker and nothing before it
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """What the options of `init` say."""
-
-    mount_options: tuple[str, ...] = ()
-    ignore_chown_errors: bool = False
 
 
 def init(
@@ -84,7 +76,7 @@ def init(
     if not os.fspath(root):
         raise ValueError("the root is empty: name the directory that is to hold the layers")
     mapping = id_map if id_map is not None else IdentityMapping()
-    settings = _parse_options(options)
+    settings = parse_settings(options)
     check_support()
     place = os.path.realpath(root)
     check_root(place)
@@ -107,13 +99,13 @@ class Driver:
         self,
         store: Store,
         backing: str,
-        settings: _Settings | None = None,
+        settings: Settings | None = None,
         id_map: IdentityMapping | None = None,
     ) -> None:
         self.root = store.root
         self._store = store
         self._backing = backing
-        self._settings = settings if settings is not None else _Settings()
+        self._settings = settings if settings is not None else Settings()
         self._id_map = id_map if id_map is not None else IdentityMapping()
         self._locks = LayerLocks()
         self._uses = UseCounter()
@@ -476,28 +468,6 @@ def _is_parent(chain: Sequence[str], parent: str) -> bool:
     A layer at the bottom differs from any stranger by all it holds (Q11).
     """
     return not chain or chain[0] == parent
-
-
-def _parse_options(options: Sequence[str]) -> _Settings:
-    """Return what the driver's options say."""
-    mount_options: list[str] = []
-    ignore_chown_errors = False
-    for option in options:
-        key, equals, value = option.partition("=")
-        match key.strip().lower() if equals else "":
-            case "aufs.mountopt":
-                if value:
-                    mount_options.append(value)
-            case "aufs.ignore_chown_errors":
-                if value not in ("true", "false"):
-                    raise ValueError(f"driver option {option!r}: say true or false")
-                ignore_chown_errors = value == "true"
-            case _:
-                raise ValueError(
-                    f"unknown driver option {option!r}: there are aufs.mountopt=OPTIONS"
-                    " and aufs.ignore_chown_errors=true"
-                )
-    return _Settings(tuple(mount_options), ignore_chown_errors)
 
 
 def _detach_dead(root: str) -> None:
