@@ -56,3 +56,12 @@ def branch(tmp_path: Path) -> Path:
     branch = tmp_path / "branch"
     branch.mkdir()
     return branch
+
+
+@pytest.fixture
+def stacked(store: driver.Driver) -> driver.Driver:
+    """A driver with a layer 2 on a layer 1, which holds a file."""
+    store.create("1")
+    Path(store.root, "diff/1/file").write_text("below")
+    store.create("2", "1")
+    return store

@@ -1,9 +1,9 @@
-"""What a diff's reader is told after an error, and what a forked child may not give back."""
+"""A diff as a stream: read in portions, closed early, failed, inherited by a fork."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -50,3 +50,56 @@ def test_a_forked_child_does_not_release(how: str) -> None:
     assert os.read(reading, 1) == b"x"
     os.close(reading)
     os.close(writing)
+
+
+def chunks(log: list[str]) -> Iterator[bytes]:
+    try:
+        yield b"abc"
+        yield b"defg"
+        yield b""
+        yield b"h"
+    finally:
+        log.append("ended")
+
+
+def test_stream_reads_what_is_asked_for() -> None:
+    log: list[str] = []
+    stream = DiffStream(chunks(log), lambda: log.append("released"))  # type: ignore[arg-type]
+    assert stream.readable()
+    assert stream.read(0) == b""
+    assert [stream.read(2), stream.read(4), stream.read(9), stream.read(1)] == [
+        b"ab",
+        b"cdef",
+        b"gh",
+        b"",
+    ]
+    assert log == ["ended"]
+    stream.close()
+    stream.close()
+    assert stream.closed
+    assert log == ["ended", "released"]
+    with pytest.raises(ValueError, match="closed"):
+        stream.read()
+
+
+def test_stream_can_be_iterated_and_read_at_once() -> None:
+    with DiffStream(chunks([])) as stream:  # type: ignore[arg-type]
+        assert stream.read(1) == b"a"
+        assert list(stream) == [b"bc", b"defg", b"", b"h"]
+    with DiffStream(chunks([])) as stream:  # type: ignore[arg-type]
+        assert stream.read() == b"abcdefgh"
+
+
+def test_stream_closed_early_ends_its_producer() -> None:
+    log: list[str] = []
+    with DiffStream(chunks(log), lambda: log.append("released")) as stream:  # type: ignore[arg-type]
+        stream.read(1)
+    assert log == ["ended", "released"]
+
+
+def test_stream_dropped_is_released() -> None:
+    log: list[str] = []
+    stream = DiffStream(chunks(log), lambda: log.append("released"))  # type: ignore[arg-type]
+    stream.read(1)
+    del stream
+    assert log == ["ended", "released"]
