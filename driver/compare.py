@@ -22,7 +22,7 @@ from driver.beneath import ABSENT, find, open_directory
 from driver.changes import same_time
 from driver.values import Change, ChangeKind
 from unionfs import syscalls
-from unionfs.branch.forms import WHITEOUT_PREFIX, is_device_whiteout
+from unionfs.branch.forms import OPAQUE_MARK, WHITEOUT_PREFIX, is_device_whiteout
 
 _CAPABILITY = b"security.capability"
 _NO_CAPABILITY = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.ENOENT})
@@ -54,6 +54,31 @@ class Comparison(NamedTuple):
 
     changes: list[Change]
     replaced: list[bytes]
+
+    def marks(self) -> list[bytes]:
+        """List the marks that a layer needs on top of ``old`` to take away what is gone.
+
+        Where ``old`` shows a file, its own layers may still have a directory below that, and a
+        union would merge it with the one that is now made in the file's place. So that one has to
+        be opaque.
+
+        Returns:
+            Paths relative to the root: of whiteouts, ``dir/.wh.name``, and of opaque marks.
+        """
+        opaque = [path + b"/" + OPAQUE_MARK for path in self.replaced]
+        return opaque + [
+            directory + slash + WHITEOUT_PREFIX + name
+            for directory, slash, name in (
+                _relative(change).rpartition(b"/")
+                for change in self.changes
+                if change.kind is ChangeKind.DELETE
+            )
+        ]
+
+    def members(self) -> set[bytes]:
+        """Return the paths, relative to the root, of all that such a layer consists of."""
+        kept = (change for change in self.changes if change.kind is not ChangeKind.DELETE)
+        return {_relative(change) for change in kept}.union(self.marks())
 
 
 def tree_changes(new: int, old: int | None) -> list[Change]:
@@ -121,7 +146,7 @@ def changed_size(root: int, changes: Iterable[Change]) -> int:
     for change in changes:
         if change.kind is ChangeKind.DELETE:
             continue
-        path, _, name = os.fsencode(change.path[1:]).rpartition(b"/")
+        path, _, name = _relative(change).rpartition(b"/")
         try:
             fd = open_directory(root, path)
         except OSError as error:
@@ -138,6 +163,10 @@ def changed_size(root: int, changes: Iterable[Change]) -> int:
             counted.add((status.st_dev, status.st_ino))
             total += status.st_size
     return total
+
+
+def _relative(change: Change) -> bytes:
+    return os.fsencode(change.path[1:])
 
 
 def _compare(new: int, old: int | None, path: bytes) -> list[_Entry]:

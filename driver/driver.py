@@ -24,8 +24,6 @@ from contextlib import ExitStack, contextmanager
 from driver import mounts, mounttable
 from driver.archive import apply_layer, layer_chunks, unpack_layer
 from driver.archive.reader import Readable
-from driver.archive.whiteouts import OPAQUE
-from driver.archive.whiteouts import PREFIX as WHITEOUT_PREFIX
 from driver.backing import backing_name, check_root
 from driver.beneath import open_root
 from driver.changes import layer_changes
@@ -42,7 +40,7 @@ from driver.settings import Settings, parse_settings
 from driver.size import branch_size
 from driver.store import Store
 from driver.support import check_support
-from driver.values import Capabilities, Change, ChangeKind, CreateOpts
+from driver.values import Capabilities, Change, CreateOpts
 
 _log = logging.getLogger(__name__)
 
@@ -436,22 +434,12 @@ class Driver:
             root = held.enter_context(self._open_union(id))
             with self._open_union(parent) as old:
                 found = compare_trees(root, old)
-            # Where the parent has a file, its own layers may still have a directory below that,
-            # and a union would merge it with the one that is now made in the file's place.
-            whiteouts = [path + b"/" + OPAQUE for path in found.replaced]
-            wanted = set(whiteouts)
-            for path, kind in found.changes:
-                relative = os.fsencode(path).removeprefix(b"/")
-                if kind is ChangeKind.DELETE:
-                    directory, slash, name = relative.rpartition(b"/")
-                    relative = directory + slash + WHITEOUT_PREFIX + name
-                    whiteouts.append(relative)
-                wanted.add(relative)
+            members = found.members()
             chunks = layer_chunks(
                 root,
                 self._id_map,
-                exclude=lambda path: path not in wanted,
-                extra_whiteouts=whiteouts,
+                exclude=lambda path: path not in members,
+                extra_whiteouts=found.marks(),
             )
             return DiffStream(chunks, held.pop_all().close)
 

@@ -399,8 +399,28 @@ def test_naive_knows_where_a_directory_took_the_place_of_something(tmp_path: Pat
     new = make(tmp_path / "new", "a/b/inside/", "c/", "d/", "new/", "to-file")
     new_fd, old_fd = open_root(str(new)), open_root(str(old))
     try:
-        assert compare_trees(new_fd, old_fd).replaced == [b"a/b", b"c"]
+        found = compare_trees(new_fd, old_fd)
+        assert found.replaced == [b"a/b", b"c"]
+        # Only what differs, directories on the way to it, and what takes away the rest.
+        assert found.members() - set(found.marks()) == {
+            *(b"a", b"a/b", b"a/b/inside", b"c", b"new", b"to-file")
+        }
+        assert found.marks() == [b"a/b/.wh..wh..opq", b"c/.wh..wh..opq"]
         assert compare_trees(new_fd, None).replaced == []
+    finally:
+        os.close(new_fd)
+        os.close(old_fd)
+
+
+def test_naive_deletions_are_whiteouts(tmp_path: Path) -> None:
+    old, new = make(tmp_path / "old", "top", "d/gone", "d/kept"), make(tmp_path / "new", "d/kept")
+    for tree in (old, new):
+        os.utime(tree / "d/kept", (0, 0))
+    new_fd, old_fd = open_root(str(new)), open_root(str(old))
+    try:
+        found = compare_trees(new_fd, old_fd)
+        assert sorted(found.marks()) == [b".wh.top", b"d/.wh.gone"]
+        assert found.members() == {b".wh.top", b"d", b"d/.wh.gone"}
     finally:
         os.close(new_fd)
         os.close(old_fd)
