@@ -8,17 +8,15 @@ may be longer than the 4096 bytes of one system call; they are taken in pieces.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 
 from unionfs import syscalls
 
-_CONFINED = (
-    syscalls.RESOLVE_BENEATH
-    | syscalls.RESOLVE_NO_SYMLINKS
-    | syscalls.RESOLVE_NO_XDEV
-    | syscalls.RESOLVE_NO_MAGICLINKS
-)
+_ONE_STEP = syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_XDEV
+_CONFINED = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | _ONE_STEP
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_AT_FDCWD = -100
 _PIECE = 4000  # bytes; the kernel takes 4095 in one call
 
 # What an open says when the path does not lead to a directory of this tree: missing, a file in the
@@ -35,13 +33,44 @@ def open_root(path: str) -> int:
     return os.open(path, _DIRECTORY)
 
 
-def open_directory(root_fd: int, path: bytes, resolve: int = _CONFINED) -> int:
+@functools.cache
+def kernel_resolves() -> bool:
+    """Tell whether ``openat2`` can be used here; old kernels and some sandboxes lack it."""
+    try:
+        os.close(syscalls.openat2(_AT_FDCWD, b"/", _DIRECTORY, resolve=_ONE_STEP))
+    except OSError:
+        return False
+    return True
+
+
+def open_child(dir_fd: int, name: bytes, flags: int, *, openat2: bool | None = None) -> int:
+    """Open one component, not following it and not entering a mount.
+
+    Args:
+        dir_fd: directory to look in.
+        name: one component.
+        flags: ``O_*`` flags; ``O_NOFOLLOW`` and close-on-exec are added.
+        openat2: False does without that call; None finds out.
+
+    Raises:
+        OSError: ``EXDEV`` when something is mounted on ``name``, otherwise as open(2).
+    """
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+    if kernel_resolves() if openat2 is None else openat2:
+        return syscalls.openat2(dir_fd, name, flags, resolve=_ONE_STEP)
+    fd = os.open(name, flags, dir_fd=dir_fd)
+    if _mount_id(fd) != _mount_id(dir_fd):
+        os.close(fd)
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    return fd
+
+
+def open_directory(root_fd: int, path: bytes) -> int:
     """Open the directory ``path`` below ``root_fd``; the empty path is the root itself.
 
     Args:
         root_fd: descriptor of a directory.
         path: components joined by ``/``, no leading slash.
-        resolve: ``RESOLVE_*`` bits in place of the strictest ones.
 
     Returns:
         A descriptor for reading, owned by the caller.
@@ -53,9 +82,8 @@ def open_directory(root_fd: int, path: bytes, resolve: int = _CONFINED) -> int:
     rest = path or b"."
     while rest:
         piece, rest = _cut(rest)
-        start = root_fd if fd < 0 else fd
         try:
-            deeper = syscalls.openat2(start, piece, _DIRECTORY, resolve=resolve)
+            deeper = _open_piece(root_fd if fd < 0 else fd, piece)
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -71,7 +99,22 @@ def find(dir_fd: int, name: bytes) -> os.stat_result | None:
         return None
 
 
+def _open_piece(dir_fd: int, piece: bytes) -> int:
+    if kernel_resolves():
+        return syscalls.openat2(dir_fd, piece, _DIRECTORY, resolve=_CONFINED)
+    return open_child(dir_fd, piece, _DIRECTORY)
+
+
+def _mount_id(fd: int) -> bytes:
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
+        return next((line for line in info if line.startswith(b"mnt_id:")), b"")
+
+
 def _cut(path: bytes) -> tuple[bytes, bytes]:
+    """Split off what is opened in one call."""
+    if not kernel_resolves():
+        head, _, rest = path.partition(b"/")
+        return head, rest
     if len(path) <= _PIECE:
         return path, b""
     head, _, tail = path[:_PIECE].rpartition(b"/")

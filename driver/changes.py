@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 from driver.beneath import ABSENT, find, open_directory, open_root
+from driver.descent import Descent
 from driver.marks import Marked, read_marked
 from driver.plinks import pseudo_links
 from driver.values import Change, ChangeKind
@@ -70,7 +71,8 @@ def layer_changes(branch: str, parents: Sequence[str]) -> list[Change]:
         before the first addition or deletion inside it.
 
     Raises:
-        OSError: a directory cannot be read.
+        OSError: a directory cannot be read, or was moved while it was walked through. What
+            vanishes before is left out.
     """
     try:
         root = open_root(branch)
@@ -84,19 +86,23 @@ def layer_changes(branch: str, parents: Sequence[str]) -> list[Change]:
 
 def _walk(root: int, branch: str, parents: Sequence[str]) -> list[Change]:
     record = _Record()
-    stack = [(b"", iter(_compare(root, b"", parents, range(len(parents)), covered=False)))]
-    while stack:
-        where, entries = stack[-1]
-        entry = next(entries, None)
-        if entry is None:
-            stack.pop()
-            continue
-        path = _join(where, entry.name)
-        if entry.kind is not None:
-            record.add(path, entry.kind, is_directory=entry.is_directory)
-        if entry.is_directory:
-            inside = _compare(root, path, parents, entry.branches, covered=entry.covered)
-            stack.append((path, iter(inside)))
+    with Descent(root) as at:
+        everywhere = range(len(parents))
+        levels = [(b"", iter(_compare(at.fd, b"", parents, everywhere, covered=False)))]
+        while levels:
+            where, entries = levels[-1]
+            entry = next(entries, None)
+            if entry is None:
+                levels.pop()
+                if levels:
+                    at.leave()
+                continue
+            path = _join(where, entry.name)
+            if entry.kind is not None:
+                record.add(path, entry.kind, is_directory=entry.is_directory)
+            if entry.is_directory and at.enter_if_there(entry.name):
+                inside = _compare(at.fd, path, parents, entry.branches, covered=entry.covered)
+                levels.append((path, iter(inside)))
     for path in sorted(pseudo_links(branch, parents)):
         record.add_missing(path)
     return record.changes
@@ -131,10 +137,12 @@ class _Record:
 
 
 def _compare(
-    root: int, path: bytes, parents: Sequence[str], below: Sequence[int], *, covered: bool
+    fd: int, path: bytes, parents: Sequence[str], below: Sequence[int], *, covered: bool
 ) -> list[_Entry]:
     """Look at one directory of the layer; return its entries in the order of their raw names."""
-    own, marked = _own_entries(root, path)
+    marked = read_marked(fd)
+    found = ((name, find(fd, name)) for name in marked.real)
+    own = {name: status for name, status in found if status is not None}
     hidden = marked.hidden
     opaque = covered or marked.opaque
     shown = _shown(path, parents, below, None if opaque else marked.real)
@@ -157,22 +165,6 @@ def _compare(
             )
         ]
     return [entry for name in sorted(raw) for entry in raw[name]]
-
-
-def _own_entries(root: int, path: bytes) -> tuple[dict[bytes, os.stat_result], Marked]:
-    """Return the layer's real entries in a directory, and all that the directory says."""
-    try:
-        fd = open_directory(root, path)
-    except OSError as error:
-        if error.errno not in ABSENT:
-            raise
-        return {}, Marked()  # gone meanwhile, or a mount of somebody else's
-    try:
-        marked = read_marked(fd)
-        found = ((name, find(fd, name)) for name in marked.real)
-        return {name: status for name, status in found if status is not None}, marked
-    finally:
-        os.close(fd)
 
 
 def _shown(

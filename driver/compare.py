@@ -15,11 +15,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import NamedTuple
 
-from driver.beneath import ABSENT, find, open_directory
+from driver.beneath import find
 from driver.changes import same_time
+from driver.descent import Descent
 from driver.values import Change, ChangeKind
 from unionfs import syscalls
 from unionfs.branch.forms import OPAQUE_MARK, WHITEOUT_PREFIX, is_device_whiteout
@@ -28,37 +30,44 @@ _CAPABILITY = b"security.capability"
 _NO_CAPABILITY = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.ENOENT})
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """One name in at least one of the trees.
 
     Attributes:
         kind: None when it did not change itself.
-        in_new, in_old: it is a directory there, to be looked into.
+        status: its attributes in the new tree; None when it is gone.
+        in_old: it is a directory in both.
         replaced: it is a directory now and was something else.
     """
 
     name: bytes
     kind: ChangeKind | None
-    in_new: bool
-    in_old: bool
+    status: os.stat_result | None = None
+    in_old: bool = False
     replaced: bool = False
 
 
-class Comparison(NamedTuple):
-    """What differs between two trees.
+class Comparison:
+    """What has to be done to one tree so that it looks like another.
 
     Attributes:
-        changes: as `tree_changes` lists them.
-        replaced: paths, relative to the root, of directories where ``old`` has something else.
+        changes: in lexical order of the tree, directories before their content. A directory in
+            which something changed is listed itself; the root never is.
+        replaced: paths, relative to the root, of directories where the old tree has something else.
+        size: bytes of all that was added or modified, directories apart, each inode once.
     """
 
-    changes: list[Change]
-    replaced: list[bytes]
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.replaced: list[bytes] = []
+        self.size = 0
+        self._listed: set[bytes] = {b""}
+        self._counted: set[tuple[int, int]] = set()
 
     def marks(self) -> list[bytes]:
-        """List the marks that a layer needs on top of ``old`` to take away what is gone.
+        """List the marks that a layer needs on top of the old tree to take away what is gone.
 
-        Where ``old`` shows a file, its own layers may still have a directory below that, and a
+        Where the old tree shows a file, its own layers may still have a directory below that, and a
         union would merge it with the one that is now made in the file's place. So that one has to
         be opaque.
 
@@ -80,128 +89,106 @@ class Comparison(NamedTuple):
         kept = (change for change in self.changes if change.kind is not ChangeKind.DELETE)
         return {_relative(change) for change in kept}.union(self.marks())
 
+    def note(self, path: bytes, entry: Entry) -> None:
+        """Take in what was found out about one name, in the order of `changes`."""
+        if entry.replaced:
+            self.replaced.append(path)
+        if entry.kind is None:
+            return
+        # Ancestors first: they were passed on the way here, so their place in the order is now.
+        above = path.rpartition(b"/")[0]
+        unlisted = []
+        while above not in self._listed:
+            unlisted.append(above)
+            above = above.rpartition(b"/")[0]
+        for directory in reversed(unlisted):
+            self._list(directory, ChangeKind.MODIFY)
+        self._list(path, entry.kind)
+        status = entry.status
+        if status is not None and not stat.S_ISDIR(status.st_mode):
+            identity = (status.st_dev, status.st_ino)
+            if identity not in self._counted:
+                self._counted.add(identity)
+                self.size += status.st_size
 
-def tree_changes(new: int, old: int | None) -> list[Change]:
-    """List what has to be done to ``old`` so that it looks like ``new``.
+    def _list(self, path: bytes, kind: ChangeKind) -> None:
+        self._listed.add(path)
+        self.changes.append(Change("/" + os.fsdecode(path), kind))
+
+
+def compare_trees(new: int, old: int | None) -> Comparison:
+    """Find out what has to be done to ``old`` so that it looks like ``new``.
 
     Args:
         new: descriptor of the newer tree's root.
         old: descriptor of the older one's; None is an empty tree.
 
-    Returns:
-        In lexical order of the tree, directories before their content. A directory in which
-        something changed is listed itself; the root never is.
-
     Raises:
-        OSError: a directory cannot be read.
+        OSError: a directory cannot be read, or was moved while it was walked through. What
+            vanishes before counts as never seen.
     """
-    return compare_trees(new, old).changes
-
-
-def compare_trees(new: int, old: int | None) -> Comparison:
-    """Compare two trees, as `tree_changes` does.
-
-    Raises:
-        OSError: a directory cannot be read.
-    """
-    changes: list[Change] = []
-    replaced: list[bytes] = []
-    listed: set[bytes] = {b""}
-
-    def add(path: bytes, kind: ChangeKind) -> None:
-        # Ancestors first: they were passed on the way here, so their place in the order is now.
-        for end in (index for index, byte in enumerate(path) if byte == 0x2F):
-            if path[:end] not in listed:
-                listed.add(path[:end])
-                changes.append(Change("/" + os.fsdecode(path[:end]), ChangeKind.MODIFY))
-        listed.add(path)
-        changes.append(Change("/" + os.fsdecode(path), kind))
-
-    stack = [(b"", iter(_compare(new, old, b"")))]
-    while stack:
-        where, entries = stack[-1]
-        entry = next(entries, None)
-        if entry is None:
-            stack.pop()
-            continue
-        path = where + b"/" + entry.name if where else entry.name
-        if entry.kind is not None:
-            add(path, entry.kind)
-        if entry.replaced:
-            replaced.append(path)
-        if entry.in_new:
-            inside = _compare(new, old if entry.in_old else None, path)
-            stack.append((path, iter(inside)))
-    return Comparison(changes, replaced)
-
-
-def changed_size(root: int, changes: Iterable[Change]) -> int:
-    """Add up the bytes of everything that was added or modified, each inode once.
-
-    Args:
-        root: descriptor of the tree that the changes lead to.
-    """
-    total = 0
-    counted: set[tuple[int, int]] = set()
-    for change in changes:
-        if change.kind is ChangeKind.DELETE:
-            continue
-        path, _, name = _relative(change).rpartition(b"/")
-        try:
-            fd = open_directory(root, path)
-        except OSError as error:
-            if error.errno not in ABSENT:
-                raise
-            continue
-        try:
-            status = find(fd, name)
-        finally:
-            os.close(fd)
-        if status is None or stat.S_ISDIR(status.st_mode):
-            continue
-        if (status.st_dev, status.st_ino) not in counted:
-            counted.add((status.st_dev, status.st_ino))
-            total += status.st_size
-    return total
+    found = Comparison()
+    with ExitStack() as held:
+        at = held.enter_context(Descent(new))
+        beside = None if old is None else held.enter_context(Descent(old))
+        # One level is its path, what is still to do in it, and its directory in the old tree.
+        levels = [(b"", iter(_entries(at, beside)), beside)]
+        while levels:
+            where, entries, inside = levels[-1]
+            entry = next(entries, None)
+            if entry is None:
+                levels.pop()
+                if levels:
+                    at.leave()
+                    if inside is not None:
+                        inside.leave()
+                continue
+            path = where + b"/" + entry.name if where else entry.name
+            found.note(path, entry)
+            if entry.status is None or not stat.S_ISDIR(entry.status.st_mode):
+                continue
+            if at.enter_if_there(entry.name):
+                both = inside is not None and entry.in_old and inside.enter_if_there(entry.name)
+                deeper = inside if both else None
+                levels.append((path, iter(_entries(at, deeper)), deeper))
+    return found
 
 
 def _relative(change: Change) -> bytes:
     return os.fsencode(change.path[1:])
 
 
-def _compare(new: int, old: int | None, path: bytes) -> list[_Entry]:
-    new_fd = _open(new, path)
-    try:
-        old_fd = -1 if old is None else _open(old, path)
-        try:
-            return list(_entries(new_fd, old_fd))
-        finally:
-            if old_fd >= 0:
-                os.close(old_fd)
-    finally:
-        if new_fd >= 0:
-            os.close(new_fd)
+def _entries(at: Descent, beside: Descent | None) -> list[Entry]:
+    """Compare one directory of the new tree with the same one of the old, if it is there."""
+    return list(_compare(at.fd, -1 if beside is None else beside.fd))
 
 
-def _entries(new_fd: int, old_fd: int) -> Iterable[_Entry]:
+def _compare(new_fd: int, old_fd: int) -> Iterator[Entry]:
     new_names, old_names = _names(new_fd), _names(old_fd)
     for name in sorted(new_names | old_names):
         new = _shown(new_fd, name) if name in new_names else None
         old = _shown(old_fd, name) if name in old_names else None
         if new is None:
             if old is not None:
-                yield _Entry(name, ChangeKind.DELETE, in_new=False, in_old=False)
-            continue
-        in_new = stat.S_ISDIR(new.st_mode)
-        if old is None:
-            yield _Entry(name, ChangeKind.ADD, in_new, in_old=False)
+                yield Entry(name, ChangeKind.DELETE)
+        elif old is None:
+            yield Entry(name, ChangeKind.ADD, new)
         elif not os.path.samestat(new, old):
-            in_old = stat.S_ISDIR(old.st_mode)
-            differs = _differ(new, old) or _capability(new_fd, name, new) != _capability(
-                old_fd, name, old
-            )
-            kind = ChangeKind.MODIFY if differs else None
-            yield _Entry(name, kind, in_new, in_old, replaced=in_new and not in_old)
+            yield _changed(name, new_fd, new, old_fd, old)
+
+
+def _changed(
+    name: bytes, new_fd: int, new: os.stat_result, old_fd: int, old: os.stat_result
+) -> Entry:
+    is_directory, was_directory = stat.S_ISDIR(new.st_mode), stat.S_ISDIR(old.st_mode)
+    differs = _differ(new, old) or _capability(new_fd, name, new) != _capability(old_fd, name, old)
+    return Entry(
+        name,
+        ChangeKind.MODIFY if differs else None,
+        new,
+        in_old=is_directory and was_directory,
+        replaced=is_directory and not was_directory,
+    )
 
 
 def _shown(fd: int, name: bytes) -> os.stat_result | None:
@@ -233,15 +220,6 @@ def _capability(dir_fd: int, name: bytes, status: os.stat_result) -> bytes:
         if error.errno not in _NO_CAPABILITY:
             raise
         return b""
-
-
-def _open(root: int, path: bytes) -> int:
-    try:
-        return open_directory(root, path)
-    except OSError as error:
-        if error.errno not in ABSENT:
-            raise
-        return -1  # gone meanwhile, or a mount of somebody else's
 
 
 def _names(fd: int) -> set[bytes]:

@@ -27,7 +27,7 @@ from driver.archive.reader import Readable
 from driver.backing import backing_name, check_root
 from driver.beneath import open_root
 from driver.changes import layer_changes
-from driver.compare import changed_size, compare_trees, tree_changes
+from driver.compare import compare_trees
 from driver.counter import LayerLocks, UseCounter
 from driver.diff import DiffStream
 from driver.ending import in_one_piece
@@ -297,7 +297,7 @@ class Driver:
         if _is_parent(chain, parent):
             return layer_changes(self._store.branch(id), self._branches(chain))
         with self._open_union(id) as new, self._open_parent(parent) as old:
-            return tree_changes(new, old)
+            return compare_trees(new, old).changes
 
     def diff_size(self, id: str, parent: str = "") -> int:
         """Return the size of what the layer changes relative to ``parent``, in bytes.
@@ -309,7 +309,7 @@ class Driver:
         if _is_parent(chain, parent):
             return branch_size(self._store.branch(id), self._branches(chain))
         with self._open_union(id) as new, self._open_parent(parent) as old:
-            return changed_size(new, tree_changes(new, old))
+            return compare_trees(new, old).size
 
     def diff_getter(self, id: str) -> FileGetter:
         """Return an object that opens files of the layer by name.

@@ -11,7 +11,8 @@ import os
 import stat
 from collections.abc import Sequence
 
-from driver.beneath import ABSENT, find, open_directory, open_root
+from driver.beneath import find, open_directory, open_root
+from driver.descent import Descent
 from driver.plinks import pseudo_links
 from unionfs.branch.forms import PLINK_DIRECTORY, PRIVATE_PREFIX
 
@@ -27,41 +28,45 @@ def branch_size(branch: str, parents: Sequence[str] = ()) -> int:
         Bytes.
 
     Raises:
-        OSError: ``ENOENT`` when there is no such directory; a directory cannot be read. What
-            vanishes during the walk is left out.
+        OSError: ``ENOENT`` when there is no such directory; a directory cannot be read, or was
+            moved while it was walked through. What vanishes before is left out.
     """
     root = open_root(branch)
     try:
         sizes: dict[tuple[int, int], int] = {}
-        pending = [b""]
-        while pending:
-            pending += _measure(root, pending.pop(), sizes)
+        _measure(root, sizes)
         _measure_pseudo_links(root, branch, parents, sizes)
         return sum(sizes.values())
     finally:
         os.close(root)
 
 
-def _measure(root: int, path: bytes, sizes: dict[tuple[int, int], int]) -> list[bytes]:
-    """Note the files of one directory; return the directories inside it."""
-    try:
-        fd = open_directory(root, path)
-    except OSError as error:
-        if error.errno not in ABSENT:
-            raise
-        return []
-    deeper = []
-    try:
-        for name in map(os.fsencode, os.listdir(fd)):
-            status = None if name.startswith(PRIVATE_PREFIX) else find(fd, name)
-            if status is None:
+def _measure(root: int, sizes: dict[tuple[int, int], int]) -> None:
+    """Note the size of every file below ``root`` under its device and inode number."""
+    with Descent(root) as at:
+        todo = [_measure_directory(at.fd, sizes)]  # directories still to be entered, by level
+        while True:
+            if todo[-1]:
+                if at.enter_if_there(todo[-1].pop()):
+                    todo.append(_measure_directory(at.fd, sizes))
                 continue
-            if stat.S_ISDIR(status.st_mode):
-                deeper.append(path + b"/" + name if path else name)
-            else:
-                sizes[status.st_dev, status.st_ino] = status.st_size
-    finally:
-        os.close(fd)
+            todo.pop()
+            if not todo:
+                return
+            at.leave()
+
+
+def _measure_directory(fd: int, sizes: dict[tuple[int, int], int]) -> list[bytes]:
+    """Note the files of one directory; return the names of the directories inside it."""
+    deeper = []
+    for name in map(os.fsencode, os.listdir(fd)):
+        status = None if name.startswith(PRIVATE_PREFIX) else find(fd, name)
+        if status is None:
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            deeper.append(name)
+        else:
+            sizes[status.st_dev, status.st_ino] = status.st_size
     return deeper
 
 

@@ -15,13 +15,12 @@ inside the root are not entered.
 """
 
 import errno
-import functools
 import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from driver.beneath import open_directory
+from driver.beneath import kernel_resolves, open_child, open_directory
 from driver.errors import BreakoutError
 from unionfs import syscalls
 
@@ -29,11 +28,9 @@ Path = tuple[bytes, ...]
 """A cleaned name: components without ``/``, none empty, ``.`` or ``..``; the root is ``()``."""
 
 _IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_XDEV
-_ONE_STEP = syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_XDEV
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _OBJECT = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
-_AT_FDCWD = -100
 _PATH_MAX = 4096  # bytes, the final NUL included
 _MAX_LINKS = 40  # the kernel's own limit
 _MAX_STEPS = 1 << 16  # component walks that links may add, see _Walk
@@ -71,43 +68,6 @@ def clean_link(text: bytes) -> Path:
         BreakoutError: the target is outside, ``/../x`` included.
     """
     return clean(text.lstrip(b"/"))
-
-
-@functools.cache
-def kernel_resolves() -> bool:
-    """Tell whether ``openat2`` can be used here; old kernels and some sandboxes lack it."""
-    try:
-        os.close(syscalls.openat2(_AT_FDCWD, b"/", _DIRECTORY, resolve=_ONE_STEP))
-    except OSError:
-        return False
-    return True
-
-
-def open_child(dir_fd: int, name: bytes, flags: int, *, openat2: bool | None = None) -> int:
-    """Open one component, not following it and not entering a mount.
-
-    Args:
-        dir_fd: directory to look in.
-        name: one component.
-        flags: ``O_*`` flags; ``O_NOFOLLOW`` and close-on-exec are added.
-        openat2: False does without that call; None finds out.
-
-    Raises:
-        OSError: ``EXDEV`` when something is mounted on ``name``, otherwise as open(2).
-    """
-    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
-    if kernel_resolves() if openat2 is None else openat2:
-        return syscalls.openat2(dir_fd, name, flags, resolve=_ONE_STEP)
-    fd = os.open(name, flags, dir_fd=dir_fd)
-    if _mount_id(fd) != _mount_id(dir_fd):
-        os.close(fd)
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-    return fd
-
-
-def _mount_id(fd: int) -> bytes:
-    with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
-        return next((line for line in info if line.startswith(b"mnt_id:")), b"")
 
 
 @dataclass(frozen=True, slots=True)

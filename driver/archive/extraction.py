@@ -21,8 +21,8 @@ from driver.idmap import IdentityMapping
 from unionfs import syscalls
 
 _PIN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-# No path that the kernel takes is deeper than half of this, and what is made of a layer later, its
-# size for one, takes time that grows with the square of the depth.
+# No path that the kernel takes is deeper than half of this, and what is made of a layer later, the
+# list of its changes for one, takes memory that grows with the square of the depth.
 _DEEPEST = 4096
 _NO_WAY = frozenset({errno.ENOENT, errno.ENOTDIR})
 

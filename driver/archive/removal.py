@@ -9,8 +9,8 @@ import contextlib
 import os
 from collections.abc import Callable
 
-from driver.archive.confine import open_child
-from driver.archive.descent import Descent
+from driver.beneath import open_child
+from driver.descent import Descent
 
 
 def remove(dir_fd: int, name: bytes) -> bool:

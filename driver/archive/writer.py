@@ -26,10 +26,10 @@ from typing import Protocol
 
 from driver.archive import members, whiteouts
 from driver.archive.attributes import AttributeFilter, layer_attributes, read_attributes
-from driver.archive.descent import Descent
 from driver.archive.headers import BLOCK, padding
 from driver.archive.levels import Extra, ExtraLink, Level, plant
 from driver.archive.members import Member
+from driver.descent import Descent
 from driver.errors import ArchiveError, IdMappingError, InvalidArchiveError
 from driver.idmap import IdentityMapping
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from driver.archive import layer_chunks
-from driver.archive.confine import kernel_resolves
+from driver.beneath import kernel_resolves
 from driver.errors import IdMappingError, InvalidArchiveError
 from driver.idmap import IdentityMapping
 from tests.support.layers import EXTRACTORS, Extract, Layer, apply, listing, snapshot, unpack

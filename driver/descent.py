@@ -3,15 +3,14 @@
 A tree can be deeper than a process may hold files open, and longer than a path may be. A
 ``Descent`` keeps the descriptors of the last few levels. Going up past them it opens the way from
 the root again, by names, following no link and entering no mount, and refills several levels at
-once, so that the cost stays linear. If the tree was moved meanwhile that fails with ``OSError``;
+once, so that it happens seldom. If the tree was moved meanwhile that fails with ``OSError``;
 it never ends up in another tree.
 """
 
 import os
 from typing import Self
 
-from driver.archive.confine import kernel_resolves, open_child
-from driver.beneath import open_directory
+from driver.beneath import ABSENT, open_child, open_directory
 
 _KEPT = 64  # levels with an open descriptor
 _REFILLED = 32  # of them, how many are opened when going up has used up the rest
@@ -57,6 +56,23 @@ class Descent:
             os.close(self._fds[surplus])
             self._fds[surplus] = -1
 
+    def enter_if_there(self, name: bytes) -> bool:
+        """Go down into ``name`` unless it has vanished or is no directory of this tree.
+
+        Returns:
+            Whether it was entered.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        try:
+            self.enter(name)
+        except OSError as error:
+            if error.errno not in ABSENT:
+                raise
+            return False
+        return True
+
     def leave(self) -> bytes:
         """Go up to the parent.
 
@@ -74,20 +90,6 @@ class Descent:
 
     def _refill(self) -> None:
         first = max(0, len(self._fds) - _REFILLED)
-        self._fds[first] = _open_way(self._root, self.path[: first + 1])
+        self._fds[first] = open_directory(self._root, b"/".join(self.path[: first + 1]))
         for level in range(first + 1, len(self._fds)):
             self._fds[level] = open_child(self._fds[level - 1], self.path[level], _LIST)
-
-
-def _open_way(root_fd: int, names: list[bytes]) -> int:
-    """Open a directory by the names that lead to it, following nothing."""
-    if kernel_resolves():
-        return open_directory(root_fd, b"/".join(names))
-    fd = os.dup(root_fd)
-    for name in names:
-        try:
-            deeper = open_child(fd, name, _LIST)
-        finally:
-            os.close(fd)
-        fd = deeper
-    return fd
