@@ -7,6 +7,7 @@ import fcntl
 import os
 import select
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -142,6 +143,19 @@ def test_unmounting_during_a_copy_leaves_nothing_behind(union: Union) -> None:
     assert (top / "big").stat().st_size == 192 * MIB
 
 
+def test_removals_in_the_background_leave_nothing(union: Union) -> None:
+    """Of one tree: ``rm`` is at the parent while the whiteouts of the child are still removed."""
+    trees = [f"t{number}" for number in range(12)]
+    for tree in trees:
+        fill(union.R, *(f"{tree}/d/x/f{number}" for number in range(300)))
+        fill(union.R, *(f"{tree}/d/g{number}" for number in range(5)))
+    top = union.start()
+    for tree in trees:
+        subprocess.run(["rm", "-rf", top / tree], check=True)
+    union.stop()
+    assert paths(union.W) == {f".wh.{tree}" for tree in trees}
+
+
 def test_memory_is_given_back(union: Union) -> None:
     """Many files, forgotten and looked up again: the daemon does not grow with each round."""
     for number in range(30):
@@ -186,6 +200,7 @@ def test_odd_requests(union: Union) -> None:
     """Whatever is asked, somebody answers, and the daemon lives."""
     fill(union.R, "f", "d/x")
     fill(union.W, "g")
+    union.expect_log("a write to /f failed: .*File too large")
     top = union.start()
     fd = os.open(top / "f", os.O_RDWR)
     directory = os.open(top / "d", os.O_RDONLY)

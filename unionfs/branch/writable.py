@@ -6,6 +6,7 @@ type, not a flag. As there, every method takes the name of one entry and follows
 
 from __future__ import annotations
 
+import contextlib
 import os
 from errno import EEXIST, EMLINK, ENOENT, ENOTEMPTY, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING
@@ -175,7 +176,11 @@ class WritableDirectory(Directory):
         return True
 
     def remove_tree(self, name: bytes) -> None:
-        """Remove the directory ``name`` with all that is in it, however deep, never leaving it."""
+        """Remove the directory ``name`` with all that is in it, however deep, never leaving it.
+
+        Others may be removing the same tree, or one that it lies in or that lies in it: whatever is
+        gone when its turn comes counts as removed, and each removal ends when its tree is gone.
+        """
         # One open directory a level; sub-directories not yet removed wait in `pending`.
         opened: list[WritableDirectory] = []
         names = [name]
@@ -188,7 +193,10 @@ class WritableDirectory(Directory):
                     if not opened:
                         return
                 else:
-                    child = WritableDirectory(self.branch, here.open_child(names[-1]))
+                    try:
+                        child = WritableDirectory(self.branch, here.open_child(names[-1]))
+                    except FileNotFoundError:
+                        continue  # gone since: asked again, it counts as removed
                     opened.append(child)
                     pending.append(child._empty_out())
                 if pending[-1]:
@@ -214,12 +222,16 @@ class WritableDirectory(Directory):
 
     def _empty_out(self) -> list[bytes]:
         """Remove all entries that are not directories; return the names of those that are."""
+        try:
+            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in self.scan()]
+        except FileNotFoundError:
+            return []  # it has been removed itself; a branch that is a FUSE mount says so here
         directories = []
-        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in self.scan()]
         for text, is_directory in found:
             name = os.fsencode(text)
             if is_directory:
                 directories.append(name)
             else:
-                self.unlink(name)
+                with contextlib.suppress(FileNotFoundError):
+                    self.unlink(name)
         return directories
