@@ -19,6 +19,7 @@ from unionfs.branch.forms import (
     WHITEOUT_PREFIX,
     hidden_by,
     is_device_whiteout,
+    whiteout_of,
 )
 
 _NO_XATTR = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT, errno.EPERM, errno.EACCES})
@@ -34,11 +35,20 @@ class Marked:
         real: names of its real entries.
         hidden: names that it hides in lower branches; one may be in both sets.
         opaque: it hides all that lower branches have in it.
+        reserved: names of its entries that begin with ``.wh.``, whatever they say.
     """
 
     real: set[bytes] = field(default_factory=set)
     hidden: set[bytes] = field(default_factory=set)
     opaque: bool = False
+    reserved: set[bytes] = field(default_factory=set)
+
+    def foreign(self) -> set[bytes]:
+        """Return the marks, by their names in aufs's form, that are here in another form only."""
+        marks = {whiteout_of(name) for name in self.hidden}
+        if self.opaque:
+            marks.add(OPAQUE_MARK)
+        return marks - self.reserved
 
 
 def read_marked(fd: int) -> Marked:
@@ -53,9 +63,9 @@ def read_marked(fd: int) -> Marked:
     with os.scandir(fd) as entries:
         for entry in entries:
             name = os.fsencode(entry.name)
-            if name == OPAQUE_MARK:
-                found.opaque = True
-            elif name.startswith(WHITEOUT_PREFIX):
+            if name.startswith(WHITEOUT_PREFIX):
+                found.reserved.add(name)
+                found.opaque |= name == OPAQUE_MARK
                 gone = hidden_by(name)
                 if gone is not None and gone not in (b".", b".."):
                     found.hidden.add(gone)

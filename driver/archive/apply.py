@@ -5,6 +5,9 @@ seen through its mount). A whiteout deletes one name. An opaque mark deletes eve
 directory held before this archive, and so needs to know what the archive itself has made: that is
 remembered by directory identity and name, because a path can lead to one directory in two ways.
 
+Layers that other union filesystems made may have a character device 0:0 for a whiteout, and further
+names of it as hard links. Here those delete too: a union refuses to make such a device.
+
 In a union names that begin with ``.wh.`` cannot be made, and those that a branch has do not show.
 So what lies below a directory of such a name is left out there: unpacked, it would not be seen
 either.
@@ -76,6 +79,7 @@ class _Applying:
         self._extraction = extraction
         self._stored = stored
         self._made: set[tuple[int, int, bytes]] = set()  # device and inode of the parent, name
+        self._devices: set[Path] = set()  # that were whiteouts
         self.size = 0
 
     def handle(self, path: Path, entry: Entry) -> None:
@@ -104,11 +108,21 @@ class _Applying:
             empty(place.fd, self._was_made)
             self._extraction.root.forget()
         elif role is Role.ORDINARY:
-            self._create(path, entry)
+            if self._is_foreign_whiteout(entry):
+                self._delete(path)
+                self._devices.add(path)
+            else:
+                self._create(path, entry)
+                self._devices.discard(path)
 
     def _root(self, entry: Entry) -> None:
         maker, root_fd = self._extraction.maker, self._extraction.root_fd
         self._extraction.finish_later((), maker.attributes_of_directory(root_fd, b".", entry))
+
+    def _is_foreign_whiteout(self, entry: Entry) -> bool:
+        if entry.kind is Kind.LINK:
+            return clean_link(entry.link) in self._devices
+        return entry.kind is Kind.CHAR and entry.major == entry.minor == 0
 
     def _create(self, path: Path, entry: Entry) -> None:
         if entry.kind is Kind.LINK:

@@ -83,7 +83,8 @@ class Extraction:
             self.root.close()
 
     def place(self, path: Path) -> Place:
-        """Return where ``path`` goes, making parents that are missing."""
+        """Return where ``path`` goes, which is to be made now; make parents that are missing."""
+        self._left_out.discard(path)
         return self.root.parent(path, create=True)
 
     def existing_place(self, path: Path) -> Place | None:

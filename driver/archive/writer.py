@@ -10,11 +10,13 @@ Three kinds of name are there without lying in the tree at their place:
   them. The others are given to the writer, and come out as hard links where the order puts them.
 * the *directories* such names lie in, if the branch does not have them. They are written when
   their attributes are given; else the reader will make them up.
-* *whiteouts* of what a comparison of two trees found missing.
+* *whiteouts* of what a comparison of two trees found missing, and marks that the branch has in the
+  form of another union filesystem. A layer tar knows aufs's only.
 
-What cannot be read is logged and left out. An archive is never misaligned: a file's header and
-its content always agree, and where that becomes impossible, because a large file shrank while it
-was being read, the stream ends in ``ArchiveError`` and has no end marker.
+A file that cannot be read is logged and left out; if it is not the file's fault (``trouble``) the
+stream ends in an error and has no end marker. So it does where the archive could only be misaligned
+from there on, because a large file shrank while it was being read: a file's header and its content
+always agree.
 """
 
 import errno
@@ -27,11 +29,13 @@ from typing import Protocol
 from driver.archive import members, whiteouts
 from driver.archive.attributes import AttributeFilter, layer_attributes, read_attributes
 from driver.archive.headers import BLOCK, padding
-from driver.archive.levels import Extra, ExtraLink, Level, plant
+from driver.archive.levels import Extra, ExtraLink, Level, Step, path_order, plant, tree_order
 from driver.archive.members import Member
+from driver.archive.trouble import leave_out
 from driver.descent import Descent
 from driver.errors import ArchiveError, IdMappingError, InvalidArchiveError
 from driver.idmap import IdentityMapping
+from driver.marks import read_marked
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +79,8 @@ def layer_chunks(
     extra_directories: Mapping[bytes, os.stat_result] | None = None,
     extra_whiteouts: Iterable[bytes] = (),
     attributes: AttributeFilter = layer_attributes,
+    marked: bool = True,
+    by_path: bool = False,
 ) -> Pieces:
     """Produce a branch as a tar; closing the generator stops the walk.
 
@@ -89,13 +95,17 @@ def layer_chunks(
         extra_directories: attributes of directories that only those names need.
         extra_whiteouts: paths of whiteouts that are to be written, ``dir/.wh.name``.
         attributes: tells by its name which extended attribute is written.
+        marked: the branch may hold marks in the forms of other union filesystems. A mounted union
+            has none, and to ask for them costs it a request for each directory.
+        by_path: sort by whole paths, deletions by what they delete. Otherwise a directory is
+            followed by what is inside it.
 
     Yields:
         The next bytes, in portions of no particular size.
 
     Raises:
-        ArchiveError: a large file changed its size while it was read.
-        OSError: the root cannot be read.
+        ArchiveError: a large file changed its size, or the tree was removed, while it was read.
+        OSError: the root cannot be read, or the trouble is not with one file alone.
     """
     fd = root if isinstance(root, int) else _open_root(os.fsencode(root))
     try:
@@ -106,6 +116,8 @@ def layer_chunks(
                 exclude,
                 plant(extra_links or {}, extra_directories or {}, extra_whiteouts),
                 attributes,
+                marked=marked,
+                by_path=by_path,
             )
             yield from _gather(writer.tree())
         yield _END
@@ -170,43 +182,85 @@ class _Writer:
         exclude: Callable[[bytes], bool],
         extras: dict[bytes, Extra],
         attributes: AttributeFilter,
+        *,
+        marked: bool,
+        by_path: bool,
     ) -> None:
         self._root = root_fd
         self._id_map = id_map
         self._exclude = exclude
         self._extras = extras
         self._attributes = attributes
+        self._marked = marked
+        self._order = path_order if by_path else tree_order
         self._first: dict[tuple[int, int], bytes] = {}  # where an inode's content was written
 
     def tree(self) -> Pieces:
         """Produce all members, in order."""
         with Descent(self._root) as at:
-            levels = [Level(b"", _names(at.fd), self._extras)]
+            was_linked = os.fstat(at.fd).st_nlink > 0  # some filesystems never say so
+            levels = [self._level(at.fd, b"", self._extras)]
             while levels:
                 level = levels[-1]
-                if not level.todo:
+                step = level.next()
+                if step is None:
                     levels.pop()
                     if level.real and levels:
                         at.leave()
-                    continue
-                name = level.todo.pop()
-                path = level.prefix + name
-                if self._exclude(path):
-                    continue
-                extra = level.extras.get(name)
-                given = extra is not None and extra.whiteout  # a mounted union refuses its name
-                status = _status(at.fd, name) if level.real and not given else None
-                children = {} if extra is None else extra.children
-                if status is not None:
-                    yield from self._guarded(path, self._real(at.fd, name, path, status))
-                    if stat.S_ISDIR(status.st_mode):
-                        names = _enter(at, name, path)
-                        if names is not None:
-                            levels.append(Level(path + b"/", names, children))
-                elif extra is not None:
-                    yield from self._guarded(path, self._given(path, extra))
-                    if children:
-                        levels.append(Level(path + b"/", None, children))
+                elif step.inside:
+                    inside = self._inside(at, level, step)
+                    if inside is not None:
+                        levels.append(inside)
+                else:
+                    yield from self._entry(at.fd, level, step.name)
+        with Descent(self._root) as at:
+            if was_linked and not os.fstat(at.fd).st_nlink:
+                # File by file it vanished: what was left out would be missed by nobody.
+                raise ArchiveError("the tree was removed while it was read")
+
+    def _entry(self, dir_fd: int, level: Level, name: bytes) -> Pieces:
+        """Produce what there is of one name, and plan what is inside."""
+        path = level.prefix + name
+        if self._exclude(path):
+            return
+        extra = level.extras.get(name)
+        given = extra is not None and extra.whiteout  # a mounted union refuses its name
+        status = _status(dir_fd, name, path) if level.real and not given else None
+        if status is not None:
+            yield from self._guarded(path, self._real(dir_fd, name, path, status))
+            if stat.S_ISDIR(status.st_mode):
+                level.enter(name, real=True)
+        elif extra is not None:
+            yield from self._guarded(path, self._given(path, extra))
+            if extra.children:
+                level.enter(name, real=False)
+
+    def _inside(self, at: Descent, level: Level, step: Step) -> Level | None:
+        """Go down into a directory; None when that is not possible."""
+        path = level.prefix + step.name
+        extra = level.extras.get(step.name)
+        children = {} if extra is None else extra.children
+        if not step.real:
+            return Level(path + b"/", None, children, self._order)
+        try:
+            at.enter(step.name)
+        except OSError as error:
+            leave_out(path, error)
+            return None
+        try:
+            return self._level(at.fd, path + b"/", children)
+        except OSError as error:
+            leave_out(path, error)
+            at.leave()
+            return None
+
+    def _level(self, fd: int, prefix: bytes, extras: dict[bytes, Extra]) -> Level:
+        """List the open directory, foreign marks as names that were given."""
+        if not self._marked:
+            return Level(prefix, map(os.fsencode, os.listdir(fd)), extras, self._order)
+        found = read_marked(fd)
+        marks = plant({}, {}, found.foreign())
+        return Level(prefix, found.real | found.reserved, marks | extras, self._order)
 
     def _guarded(self, path: bytes, pieces: Pieces) -> Pieces:
         """Pass on one member; trouble before its first byte costs this member only."""
@@ -218,7 +272,7 @@ class _Writer:
         except (OSError, IdMappingError, InvalidArchiveError) as error:
             if started:
                 raise ArchiveError(f"cannot go on: {error}", path) from error
-            _log.warning("%r left out of the layer: %s", path, error)
+            leave_out(path, error)
         finally:
             pieces.close()
 
@@ -325,27 +379,11 @@ def _read(fd: int, size: int) -> Iterator[bytes]:
         yield piece
 
 
-def _names(fd: int) -> list[bytes]:
-    return [os.fsencode(name) for name in os.listdir(fd)]
-
-
-def _status(dir_fd: int, name: bytes) -> os.stat_result | None:
+def _status(dir_fd: int, name: bytes, path: bytes) -> os.stat_result | None:
     try:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
         return None  # gone since the directory was listed, or never there
-
-
-def _enter(at: Descent, name: bytes, path: bytes) -> list[bytes] | None:
-    """Go down and list the names; None when that is not possible."""
-    try:
-        at.enter(name)
     except OSError as error:
-        _log.warning("directory %r left out of the layer: %s", path, error)
-        return None
-    try:
-        return _names(at.fd)
-    except OSError as error:
-        _log.warning("directory %r left out of the layer: %s", path, error)
-        at.leave()
+        leave_out(path, error)
         return None

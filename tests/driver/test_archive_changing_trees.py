@@ -1,12 +1,15 @@
 """Writing a branch as a tar while somebody changes it, or when it cannot be read."""
 
 import contextlib
+import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from driver.archive import layer_chunks, writer
+from driver.descent import Descent
 from driver.errors import ArchiveError
 from tests.support.layers import make, members, raw_names, written
 
@@ -85,7 +88,7 @@ def test_file_replaced_between_look_and_open(
 ) -> None:
     make(branch, "f", "g")
 
-    def look_then_replace(dir_fd: int, name: bytes) -> os.stat_result:
+    def look_then_replace(dir_fd: int, name: bytes, path: bytes) -> os.stat_result:
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         if name == b"f":
             os.rename(branch / "f", branch / "old")
@@ -95,6 +98,71 @@ def test_file_replaced_between_look_and_open(
     monkeypatch.setattr(writer, "_status", look_then_replace)
     assert raw_names(written(branch)) == ["g"]
     assert "replaced while it was read" in caplog.text
+
+
+# --- one file in trouble, or everything --------------------------------------------------------
+
+STEPS = {
+    "look": (os, "stat", ["a", "c"]),
+    "open": (os, "open", ["a", "b/x", "c"]),
+    "way down": (Descent, "enter", ["a", "b/", "c"]),
+    "list": (writer, "read_marked", ["a", "b/", "c"]),
+}
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, step: str, number: int) -> None:
+    """Let one step of the walk fail for the entry ``b``."""
+    owner, name, _ = STEPS[step]
+    works = getattr(owner, name)
+
+    def is_b(argument: object) -> bool:
+        if step == "list":
+            return os.readlink(f"/proc/self/fd/{argument}").endswith("/b")
+        return argument == b"b"
+
+    def fail(*args: object, **kwargs: object) -> object:
+        if any(map(is_b, args)):
+            raise OSError(number, os.strerror(number))
+        return works(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, fail)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_one_file_that_cannot_be_read_is_left_out(
+    branch: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
+) -> None:
+    make(branch, "a", "b/x", "c")
+    refuse(monkeypatch, step, errno.EIO)
+    assert raw_names(written(branch)) == STEPS[step][2]
+    assert caplog.text.count("left out") == 1
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOTCONN, errno.ECONNABORTED, errno.ESHUTDOWN, errno.EMFILE, errno.ENOMEM]
+)
+@pytest.mark.parametrize("step", STEPS)
+def test_trouble_with_everything_ends_the_stream(
+    branch: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int
+) -> None:
+    make(branch, "a", "b/x", "c")
+    refuse(monkeypatch, step, number)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        written(branch)
+    assert caught.value.errno == number
+
+
+@pytest.mark.parametrize("names", [["a"], []])
+def test_a_tree_removed_meanwhile_is_not_taken_for_a_small_one(
+    branch: Path, names: list[str]
+) -> None:
+    fill(branch / "0", 4 << 20)
+    make(branch, *names)
+    chunks = layer_chunks(branch)
+    next(chunks)
+    shutil.rmtree(branch)
+    with pytest.raises(ArchiveError, match="removed"):
+        list(chunks)
 
 
 def test_closing_early_stops_and_gives_everything_back(branch: Path) -> None:

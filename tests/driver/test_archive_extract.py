@@ -328,13 +328,20 @@ def test_without_openat2(root: Path, old_kernel: None) -> None:
 USER_NAMESPACE = """
 import sys
 sys.path[:0] = sys.argv[2:]
-import logging, os, tarfile
+import logging, os, subprocess, tarfile
 from pathlib import Path
 from tests.support.layers import Layer, apply, listing, unpack
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 root = Path(sys.argv[1])
 layer = Layer().entry("null", tarfile.CHRTYPE, devmajor=1, devminor=3).link("again", "null")
 layer.file("f", mode=0o4755).entry("p", tarfile.FIFOTYPE)
+made_again = Layer().entry("n", tarfile.CHRTYPE, devmajor=1, devminor=3).file("n").link("l", "n")
+for function in (unpack, apply):
+    home = root / function.__name__
+    home.mkdir()
+    function(home, made_again.bytes())
+    print(listing(home))
+    subprocess.run(["rm", "-r", home])
 for function in (unpack, apply):
     function(root, layer.bytes())
     print(listing(root))
@@ -358,6 +365,10 @@ def test_inside_a_user_namespace(root: Path) -> None:
     )
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
+        "device b'n' left out: not allowed in a user namespace",
+        "['l', 'n']",
+        "device b'n' left out: not allowed in a user namespace",
+        "['l', 'n']",
         "device b'null' left out: not allowed in a user namespace",
         "['f', 'p']",
         "device b'null' left out: not allowed in a user namespace",

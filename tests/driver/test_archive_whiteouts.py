@@ -80,6 +80,25 @@ def test_whiteouts_are_known_by_name_whatever_they_are(root: Path, kind: str, mo
     assert listing(tree) == ["d/", "y"]
 
 
+@pytest.mark.parametrize("before", ["file", "directory", "nothing"])
+def test_a_device_that_is_a_whiteout_deletes(root: Path, before: str) -> None:
+    """The form of overlay filesystems, whose whiteouts may be names of one device."""
+    names = {"file": ["x", "d/x"], "directory": ["x/y", "d/x/y"], "nothing": []}[before]
+    apply(root, Layer().names("d/", *names).bytes())
+    layer = Layer().entry("x", tarfile.CHRTYPE, mode=0).link("d/x", "x").link("d/no", "d/x")
+    assert apply(root, layer.file("f").bytes()) == len(b"data")
+    assert listing(root) == ["d/", "f"]
+
+
+def test_a_device_that_is_a_whiteout_and_made_again(root: Path) -> None:
+    layer = Layer().file("x", b"old").entry("x", tarfile.CHRTYPE).file("x", b"new").link("l", "x")
+    apply(root, layer.bytes())
+    assert (root / "x").read_bytes() == (root / "l").read_bytes() == b"new"
+    null = Layer().entry("x", tarfile.CHRTYPE, devmajor=1, devminor=3)
+    apply(root, null.bytes())
+    assert os.lstat(root / "x").st_rdev == os.makedev(1, 3)
+
+
 def test_opaque_mark_spares_what_its_layer_made_in_any_order(root: Path) -> None:
     before = Layer().names("d/", "d/old", "d/sub/", "d/sub/old", "d/dir/", "d/dir/x", "e/", "e/f")
     for layer in (

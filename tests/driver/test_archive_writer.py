@@ -15,6 +15,7 @@ import pytest
 from driver.archive import layer_chunks, write_layer
 from driver.archive.headers import BLOCK
 from driver.archive.levels import ExtraLink
+from driver.changes import layer_changes
 from driver.idmap import IdentityMapping
 from tests.support.layers import make, members, raw_names, unpack, written
 
@@ -237,6 +238,97 @@ def test_malformed_whiteouts_are_left_out(branch: Path, caplog: pytest.LogCaptur
     make(branch, ".wh.", ".wh..", ".wh...", "kept")
     assert raw_names(written(branch)) == ["kept"]
     assert caplog.text.count("malformed whiteout") == 3
+
+
+# --- marks of other union filesystems ----------------------------------------------------------
+
+OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque")
+
+
+def foreign(branch: Path) -> None:
+    """Fill a branch with marks in all forms, and with what only looks like one."""
+    make(branch, "a", "d/", "d/new", "d/sub/", "x/", "x/full", "x/gone", "x/empty", "y/", "y/.wh.z")
+    os.mknod(branch / "gone", stat.S_IFCHR, 0)
+    os.mknod(branch / "twice", stat.S_IFCHR, 0)
+    (branch / ".wh.twice").touch()
+    os.link(branch / "gone", branch / "d/gone")
+    os.mknod(branch / "d/null", stat.S_IFCHR, os.makedev(1, 3))
+    os.setxattr(branch / "x", "trusted.overlay.opaque", b"x")
+    for name in ("x/full", "x/gone", "d/new"):
+        os.setxattr(branch / name, "trusted.overlay.whiteout", b"")
+    for name in ("x/gone", "x/empty", "d/new"):
+        os.truncate(branch / name, 0)
+
+
+FOREIGN = [".wh.gone", ".wh.twice", "a", "d/", "d/.wh.gone", "d/new", "d/null", "d/sub/", "x/"]
+FOREIGN += ["x/.wh.gone", "x/empty", "x/full", "y/", "y/.wh.z"]
+
+
+def test_whiteouts_in_the_forms_of_others_are_written_in_ours(branch: Path) -> None:
+    foreign(branch)
+    data = written(branch)
+    assert raw_names(data) == FOREIGN
+    for member in members(data):
+        if "/.wh." in "/" + member.name:
+            assert member.isreg()
+            assert (member.size, member.mode) == (0, 0o444)
+
+
+@pytest.mark.parametrize("attribute", OPAQUE)
+def test_opaque_directories_in_the_forms_of_others(branch: Path, attribute: str) -> None:
+    make(branch, "d/", "d/.wh.x", "d/f", "d/sub/", "e/.wh..wh..opq", "n/")
+    for name in ("d", "d/sub", "e"):
+        os.setxattr(branch / name, attribute, b"y")
+    os.setxattr(branch / "n", attribute, b"n")
+    data = written(branch)
+    assert raw_names(data) == [
+        *("d/", "d/.wh..wh..opq", "d/.wh.x", "d/f", "d/sub/", "d/sub/.wh..wh..opq"),
+        *("e/", "e/.wh..wh..opq", "n/"),
+    ]
+    os.setxattr(branch, attribute, b"y")
+    assert raw_names(written(branch))[0] == ".wh..wh..opq"
+
+
+def test_a_sibling_made_of_the_tar_has_the_same_changes(branch: Path, tmp_path: Path) -> None:
+    """What the list of changes says of a branch, its tar has to say as well."""
+    foreign(branch)
+    os.setxattr(branch / "d", "user.overlay.opaque", b"y")
+    below = make(tmp_path / "below", "gone", "twice", "d/old", "d/gone", "x/gone", "y/z", "z")
+    copy = make(tmp_path / "copy")
+    unpack(copy, written(branch))
+    expected = [str(change) for change in layer_changes(str(branch), [str(below)])]
+    assert sorted(expected) == sorted(
+        str(change) for change in layer_changes(str(copy), [str(below)])
+    )
+    assert {"D /gone", "D /d/old", "D /x/gone"} < set(expected)
+
+
+def test_marks_are_not_asked_for_where_there_are_none(
+    branch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a mounted union every question costs a request."""
+    make(branch, "d/", "d/f")
+    monkeypatch.delattr(os, "getxattr")
+    assert raw_names(written(branch, marked=False)) == ["d/", "d/f"]
+
+
+# --- the order of paths ------------------------------------------------------------------------
+
+
+def test_order_of_whole_paths(branch: Path) -> None:
+    make(branch, "!a", "dir/", "fz", "k/", "k/x", "k/d/e", "k/d.e", "k/z", "k-a/", "k-a/y", "k.b")
+    marks = [b".wh.gone", b"dir/.wh.a", b"k/.wh..wh..opq", b"k/.wh.d-", b"k/.wh.xy"]
+    assert raw_names(written(branch, extra_whiteouts=marks, by_path=True)) == [
+        *("!a", "dir/", "dir/.wh.a", "fz", ".wh.gone", "k/", "k-a/", "k-a/y", "k.b"),
+        *("k/.wh..wh..opq", "k/d/", "k/.wh.d-", "k/d.e", "k/d/e", "k/x", "k/.wh.xy", "k/z"),
+    ]
+
+
+def test_links_follow_the_order_of_whole_paths(branch: Path) -> None:
+    make(branch, "k/x")
+    os.link(branch / "k/x", branch / "k-a")
+    found = {member.name: member.linkname for member in members(written(branch, by_path=True))}
+    assert found == {"k": "", "k-a": "", "k/x": "k-a"}
 
 
 # --- pseudo-links ------------------------------------------------------------------------------

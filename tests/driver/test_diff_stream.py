@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
+from driver import Driver
 from driver.diff import DiffStream
 from driver.errors import ArchiveError
+from tests.support.servers import kill
 
 
 def broken() -> Generator[bytes, None, None]:
@@ -103,3 +107,14 @@ def test_stream_dropped_is_released() -> None:
     stream.read(1)
     del stream
     assert log == ["ended", "released"]
+
+
+def test_a_layer_whose_server_dies_is_no_smaller_layer(stacked: Driver) -> None:
+    for number in range(50):
+        (Path(stacked.root) / f"diff/1/{number:02}").write_bytes(bytes(100_000))
+    with stacked.diff("2") as stream:
+        stream.read(1_000_000)
+        kill(f"{stacked.root}/mnt/2")
+        with pytest.raises(OSError) as caught:
+            stream.read()
+    assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
