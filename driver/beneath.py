@@ -38,7 +38,9 @@ def kernel_resolves() -> bool:
     """Tell whether ``openat2`` can be used here; old kernels and some sandboxes lack it."""
     try:
         os.close(syscalls.openat2(_AT_FDCWD, b"/", _DIRECTORY, resolve=_ONE_STEP))
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
+            raise  # no descriptor is left, say: that is no answer to be remembered
         return False
     return True
 
@@ -59,9 +61,12 @@ def open_child(dir_fd: int, name: bytes, flags: int, *, openat2: bool | None = N
     if kernel_resolves() if openat2 is None else openat2:
         return syscalls.openat2(dir_fd, name, flags, resolve=_ONE_STEP)
     fd = os.open(name, flags, dir_fd=dir_fd)
-    if _mount_id(fd) != _mount_id(dir_fd):
+    try:
+        if _mount_id(fd) != _mount_id(dir_fd):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    except BaseException:
         os.close(fd)
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        raise
     return fd
 
 

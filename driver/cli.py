@@ -16,10 +16,12 @@ number of the signal that ended it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +30,7 @@ from typing import BinaryIO, NoReturn, Protocol
 
 from driver.driver import Driver, init
 from driver.ending import ToldToEnd, in_one_piece, told_to_end
-from driver.errors import DriverError, NotAStoreError
+from driver.errors import DriverError, LayerNotFoundError, NotAStoreError
 from driver.standard import drop_output, fill_descriptors, standard_input, standard_output
 
 _DONE, _FAILED = 0, 1
@@ -36,10 +38,11 @@ _PIECE = 1 << 20  # bytes copied at a time
 
 _MAGICS = (
     (b"\x1f\x8b\x08", "gzip", "gunzip"),
-    (b"BZh", "bzip2", "bunzip2"),
     (b"\xfd7zXZ\x00", "xz", "unxz"),
     (b"\x28\xb5\x2f\xfd", "zstd", "unzstd"),
 )
+# A tar may begin with a name like BZhello: what follows in the one or the other form tells.
+_BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _ZSTD_SKIPPABLE = frozenset(range(0x184D2A50, 0x184D2A60))
 
 _EPILOG = """\
@@ -180,12 +183,11 @@ def _remove(driver: Driver, arguments: argparse.Namespace) -> None:
 
 
 def _list(driver: Driver, arguments: argparse.Namespace) -> None:
-    layers = driver.list_layers()
-    _say(
-        arguments,
-        [{"id": layer, "parents": list(driver.parents(layer))} for layer in layers],
-        "\n".join(layers),
-    )
+    layers = []
+    for layer in driver.list_layers():
+        with contextlib.suppress(LayerNotFoundError):  # removed a moment ago
+            layers.append({"id": layer, "parents": list(driver.parents(layer))})
+    _say(arguments, layers, "\n".join(str(layer["id"]) for layer in layers))
 
 
 def _status(driver: Driver, arguments: argparse.Namespace) -> None:
@@ -211,11 +213,13 @@ class _Uncompressed:
     def __init__(self, source: _Source) -> None:
         self._source = source
         self._head = b""
-        while len(self._head) < 6 and (more := source.read(6 - len(self._head))):
+        while len(self._head) < 10 and (more := source.read(10 - len(self._head))):
             self._head += more
         for magic, name, tool in _MAGICS:
             if self._head.startswith(magic):
                 _refuse_compressed(name, tool)
+        if _BZIP2.match(self._head):
+            _refuse_compressed("bzip2", "bunzip2")
         if int.from_bytes(self._head[:4], "little") in _ZSTD_SKIPPABLE:
             _refuse_compressed("zstd", "unzstd")
 

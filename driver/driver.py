@@ -226,7 +226,9 @@ class Driver:
         """
         if not self._store.may_exist(id):
             raise LayerNotFoundError(id)
-        with self._exclusively(id):
+        with self._exclusively(id) as exists:
+            if not exists:
+                raise LayerNotFoundError(id)
             chain = self._store.chain(id)
             if not chain:
                 path = self._store.branch(id)
@@ -252,12 +254,8 @@ class Driver:
         """
         if not self._store.may_exist(id):
             return
-        with self._exclusively(id):
-            try:
-                is_mountable = bool(self._store.chain(id))
-            except LayerNotFoundError:
-                is_mountable = True
-            if not is_mountable:
+        with self._exclusively(id) as exists:
+            if exists and not self._store.chain(id):
                 self._uses.end(self._store.branch(id))
                 return
             path = self._store.mount_point(id)
@@ -366,9 +364,10 @@ class Driver:
     # --- parts ---------------------------------------------------------------------------------
 
     @contextmanager
-    def _exclusively(self, id: str) -> Iterator[None]:
-        with self._locks.hold(id), self._store.hold(id):
-            yield
+    def _exclusively(self, id: str) -> Iterator[bool]:
+        """Be the only one at a layer; yields whether it exists."""
+        with self._locks.hold(id), self._store.hold(id) as exists:
+            yield exists
 
     def _branches(self, ids: Iterable[str]) -> list[str]:
         return [self._store.branch(layer) for layer in ids]
@@ -440,13 +439,15 @@ class Driver:
                 self._id_map,
                 exclude=lambda path: path not in members,
                 extra_whiteouts=found.marks(),
+                marked=False,
+                by_path=True,
             )
             return DiffStream(chunks, held.pop_all().close)
 
     def _union_stream(self, id: str) -> DiffStream:
         with ExitStack() as held:
             root = held.enter_context(self._open_union(id))
-            chunks = layer_chunks(root, self._id_map)
+            chunks = layer_chunks(root, self._id_map, marked=False)
             return DiffStream(chunks, held.pop_all().close)
 
 

@@ -39,6 +39,8 @@ class FileGetter:
             FileNotFoundError: no such file in the layer.
             OSError: ``EISDIR`` or ``EINVAL`` when it is no regular file, ``EBADF`` after `close`.
         """
+        if "\0" in name:
+            raise FileNotFoundError(errno.ENOENT, "no file has a NUL in its name", name)
         # Pinned first and opened second: opening a fifo would wait, opening a device would act.
         pinned = syscalls.openat2(
             self._root, os.fsencode(name).lstrip(b"/") or b".", os.O_PATH, resolve=_CONFINED

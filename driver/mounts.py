@@ -43,7 +43,8 @@ def mount(
     """Mount a union and return when it answers.
 
     Args:
-        target: the mount point, an existing directory.
+        target: the mount point, an existing directory. The caller has made sure that nothing is
+            mounted there, and that nobody else mounts anything meanwhile.
         branches: the writable branch, then the read-only ones, nearest first.
         options: more mount options, each one word.
         label: SELinux label of everything in the mount, or the empty string.
@@ -51,10 +52,25 @@ def mount(
     Raises:
         MountError: with the command's own message. Nothing stays mounted then.
     """
+    target = mounttable.canonical(target)
     command = [*_command(), "none", target]
     for text in _option_arguments(branches, [*options, *_label_option(label)]):
         command += ["-o", text]
-    failure: MountError
+    try:
+        _run(command, target)
+    except MountError as error:
+        if not _clear_away(target) or error.errno != errno.EBUSY:
+            raise
+        # What was in the way is gone: a command whose driver was killed had gone on.
+        try:
+            _run(command, target)
+        except MountError:
+            _clear_away(target)
+            raise
+
+
+def _run(command: Sequence[str], target: str) -> None:
+    """Run ``fuse-aufs``; a failure becomes a MountError."""
     try:
         done = subprocess.run(
             command,
@@ -65,21 +81,26 @@ def mount(
             check=False,
         )
     except OSError as error:
-        failure = _mount_error(target, f"cannot run fuse-aufs: {error.strerror}", error.errno)
-        raise failure from error
+        reason = f"cannot run fuse-aufs: {error.strerror}"
+        raise _mount_error(target, reason, error.errno) from error
     message = done.stderr.decode("utf-8", "surrogateescape").strip()
-    if done.returncode == 0:
-        if message:
-            _log.warning("%s: %s", target, message)
-        return
-    reason = message or f"fuse-aufs ended with status {done.returncode}"
-    failure = _mount_error(target, reason, _errno_in(reason))
-    if mounttable.state(target) is not mounttable.MountState.ABSENT:
-        try:
-            unmount(target)
-        except OSError as error:
-            _log.warning("%s: cannot clear away the failed mount: %s", target, error)
-    raise failure
+    if done.returncode:
+        reason = message or f"fuse-aufs ended with status {done.returncode}"
+        raise _mount_error(target, reason, _errno_in(reason))
+    if message:
+        _log.warning("%s: %s", target, message)
+
+
+def _clear_away(target: str) -> bool:
+    """Unmount what a failure has left mounted; tell whether there was anything, and it is gone."""
+    if mounttable.state(target) is mounttable.MountState.ABSENT:
+        return False
+    try:
+        unmount(target)
+    except OSError as error:
+        _log.warning("%s: cannot clear away the failed mount: %s", target, error)
+        return False
+    return True
 
 
 def unmount(target: str) -> None:
@@ -90,6 +111,7 @@ def unmount(target: str) -> None:
     Raises:
         OSError: errno of the last try (driver.md 1.7).
     """
+    target = mounttable.canonical(target)
     device = mounttable.device_of(target)
     server = None if device is None else _server_of(target)
     try:

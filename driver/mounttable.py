@@ -56,6 +56,12 @@ def entries() -> Iterator[MountEntry]:
         )
 
 
+def canonical(path: str) -> str:
+    """Return a mount point as the table has it; a symbolic link at its end is not followed."""
+    above, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(above), name)
+
+
 def device_of(path: str) -> int | None:
     """Return the device number of our mount at exactly ``path``, the topmost one; None without."""
     found = [e.device for e in entries() if e.mount_point == path and e.kind == KIND]

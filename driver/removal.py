@@ -13,6 +13,7 @@ out of the way.
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import logging
 import os
@@ -86,14 +87,34 @@ def remove_by_force(path: str) -> None:
         if not stat.S_ISDIR(status.st_mode):
             os.unlink(path)
             return
-        top = open_root(path)
+        top = _open_alone(path)
     except FileNotFoundError:
         return
     try:
         _empty(top, path)
+        _insist(lambda: os.rmdir(path), path)
     finally:
         os.close(top)
-    _insist(lambda: os.rmdir(path), path)
+
+
+def _open_alone(path: str) -> int:
+    """Open a directory for deletion, once no other process is at it.
+
+    Two that delete one tree would find each other's half-done work in it.
+
+    Raises:
+        OSError: ``ENOENT`` when it is gone.
+    """
+    while True:
+        top = open_root(path)
+        try:
+            fcntl.flock(top, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(top), os.lstat(path)):
+                return top
+        except BaseException:
+            os.close(top)
+            raise
+        os.close(top)
 
 
 def _empty(top: int, path: str) -> None:

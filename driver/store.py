@@ -26,7 +26,7 @@ import re
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from driver.errors import (
     InvalidLayerIdError,
@@ -50,8 +50,14 @@ def check_id(layer_id: str) -> None:
     Raises:
         InvalidLayerIdError: naming the rule of driver.md 1.11 that is broken.
     """
+    try:
+        size = len(os.fsencode(layer_id))
+    except UnicodeEncodeError:
+        size = 0
     if not layer_id:
         problem = "is empty"
+    elif not size:
+        problem = "cannot be a file name here"
     elif hit := _FORBIDDEN.search(layer_id):
         problem = f"contains {hit[0]!r}"
     elif layer_id in (".", ".."):
@@ -60,7 +66,7 @@ def check_id(layer_id: str) -> None:
         problem = "begins with .wh."
     elif layer_id.endswith(SUFFIX):
         problem = f"ends in {SUFFIX}"
-    elif len(os.fsencode(layer_id)) > _ID_BYTES:
+    elif size > _ID_BYTES:
         problem = f"is longer than {_ID_BYTES} bytes"
     else:
         return
@@ -135,7 +141,8 @@ class Store:
     def __init__(self, root: str, owner: tuple[int, int] = (0, 0)) -> None:
         self.root = root
         self._owner = owner
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
+        self._making_depth = 0
         for path in (root, *map(self._tree, ("mnt", "diff", "layers"))):
             make_directory(path, _TREE_MODE, os.getuid(), owner[1])
 
@@ -165,8 +172,9 @@ class Store:
         if not is_id(layer_id):
             raise LayerNotFoundError(layer_id)
         try:
-            with open(self.record(layer_id), encoding="utf-8", errors="surrogateescape") as file:
-                return tuple(line for line in file.read().split("\n") if line)
+            # As bytes: in a text file a carriage return, which an id may have, ends a line, too.
+            with open(self.record(layer_id), "rb") as file:
+                return tuple(os.fsdecode(line) for line in file.read().split(b"\n") if line)
         except FileNotFoundError:
             raise LayerNotFoundError(layer_id) from None
 
@@ -266,6 +274,8 @@ class Store:
     def hold(self, layer_id: str) -> Iterator[bool]:
         """Keep other processes from mounting, unmounting or removing the layer meanwhile.
 
+        A layer that does not exist is kept from being made, by keeping all others from it, too.
+
         Yields:
             Whether the layer exists.
         """
@@ -273,8 +283,11 @@ class Store:
             try:
                 fd = os.open(self.record(layer_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             except FileNotFoundError:
-                yield False
-                return
+                with self._making():
+                    if not os.path.lexists(self.record(layer_id)):
+                        yield False
+                        return
+                continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 if _is_same(fd, self.record(layer_id)):
@@ -292,13 +305,16 @@ class Store:
 
     @contextmanager
     def _making(self) -> Iterator[None]:
-        with self._mutex:
-            fd = os.open(self._tree("layers"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
+        with self._mutex, ExitStack() as held:
+            if not self._making_depth:  # the lock of a file cannot be taken twice
+                fd = os.open(self._tree("layers"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                held.callback(os.close, fd)
                 fcntl.flock(fd, fcntl.LOCK_EX)
+            self._making_depth += 1
+            try:
                 yield
             finally:
-                os.close(fd)
+                self._making_depth -= 1
 
     def _trees(self, layer_id: str) -> tuple[str, str]:
         return self.mount_point(layer_id), self.branch(layer_id)
@@ -311,8 +327,8 @@ class Store:
         self._forget_unfinished(layer_id)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(self._unfinished(layer_id), flags, _RECORD_MODE)
-        with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
+        with open(fd, "wb") as file:
+            file.write(os.fsencode(text))
             file.flush()
             os.fsync(fd)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 import driver
 from driver import Driver, mounts, mounttable
+from driver.errors import MountError
 from driver.mounttable import MountState
 from tests.support.commands import is_running
 from tests.support.servers import is_mounted, kill, server_of
@@ -274,6 +276,40 @@ def test_diff_of_a_lost_branch_is_empty(store: Driver) -> None:
 
 
 # --- unmounting ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spelling", ["{}/", "{}/../2", "relative", "linked"])
+def test_the_server_is_gone_when_unmount_returns(
+    stacked: Driver, spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = stacked.get("2")
+    server = server_of(path)
+    (tmp_path / "link").symlink_to(os.path.dirname(path))
+    monkeypatch.chdir(os.path.dirname(path))
+    texts = {"relative": "2", "linked": f"{tmp_path}/link/2"}
+    driver.unmount(texts.get(spelling) or spelling.format(path))
+    assert not is_running(server)
+    assert not is_mounted(path)
+
+
+def test_a_mount_that_a_killed_driver_had_begun_is_no_obstacle(
+    stacked: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its command goes on, and mounts while the next one waits for the branch."""
+    run, calls = mounts._run, []
+
+    def late(command: Sequence[str], target: str) -> None:
+        calls.append(target)
+        run(command, target)
+        if len(calls) == 1:
+            raise MountError("the branch is in use", errno.EBUSY)
+
+    monkeypatch.setattr(mounts, "_run", late)
+    path = stacked.get("2")
+    assert len(calls) == 2
+    assert os.listdir(path) == ["file"]
+    stacked.put("2")
+    assert not is_mounted(path)
 
 
 def test_the_server_is_gone_when_put_returns(stacked: Driver) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import driver
 from driver import cli, mounttable
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
@@ -173,6 +174,22 @@ def test_compressed_layers_are_refused_by_name(
     run("create", "base")
     assert b"compressed with " + name in run("apply", "base", input=data, status=1).stderr
     assert os.listdir(os.path.join(root, "diff/base")) == []
+
+
+def test_a_tar_whose_first_name_looks_like_a_magic_number(run: Run, root: str) -> None:
+    run("create", "base")
+    run("apply", "base", input=layer_tar(BZhello="there"))
+    assert os.listdir(os.path.join(root, "diff/base")) == ["BZhello"]
+
+
+def test_list_does_without_layers_that_go_meanwhile(
+    root: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = driver.init(root)
+    store.create("base")
+    monkeypatch.setattr(driver.Driver, "list_layers", lambda _: ["base", "gone"])
+    assert cli.main(["--root", root, "list"]) == 0
+    assert capsys.readouterr().out == "base\n"
 
 
 def test_no_tar_on_a_terminal(run: Run, root: str) -> None:

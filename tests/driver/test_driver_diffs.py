@@ -54,6 +54,25 @@ def test_diff_relative_to_a_grandparent(stacked: Driver, using: Using) -> None:
     assert not mounttable.mounts_below(stacked.root)
 
 
+def test_a_comparison_comes_in_the_order_of_paths(stacked: Driver, using: Using) -> None:
+    with using("1") as root:
+        (root / "gone").write_text("x")
+        (root / "dir").mkdir()
+        (root / "dir" / "a").write_text("x")
+    stacked.create("3", "2")
+    with using("3") as root:
+        (root / "gone").unlink()
+        (root / "dir" / "a").unlink()
+        (root / "k").mkdir()
+        for name in ("!a", "fz", "k-a", "k.b", "k/x"):
+            (root / name).touch()
+    with stacked.diff("3", "1") as stream, tarfile.open(fileobj=io.BytesIO(stream.read())) as tar:
+        names = tar.getnames()
+    assert [name for name in names if name != "second"] == [
+        *("!a", "dir", "dir/.wh.a", "fz", ".wh.gone", "k", "k-a", "k.b", "k/x")
+    ]
+
+
 @pytest.mark.parametrize("before", ["file", "symlink"])
 def test_diff_of_a_directory_that_took_a_files_place(
     store: Driver, using: Using, before: str

@@ -35,7 +35,7 @@ def test_getter(store: driver.Driver, tmp_path: Path) -> None:
         for name in ("usr/lib/file", "/usr/lib/file", "lib/file", "usr/../lib/../lib/file"):
             with getter.get(name) as file:
                 assert file.read() == b"foobar"
-        for name in ("missing", "out", "outdir/secret", "../../../etc/passwd"):
+        for name in ("missing", "out", "outdir/secret", "../../../etc/passwd", "usr/lib/file\0x"):
             with pytest.raises(FileNotFoundError):
                 getter.get(name)
         with pytest.raises(IsADirectoryError):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -127,3 +129,20 @@ def test_atomic_removal_refuses_an_occupied_name(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="by hand"):
         removal.remove_atomically(str(tmp_path / "tree"))
     assert (tmp_path / "tree/file").exists()
+
+
+def test_removal_waits_for_who_is_at_the_same_tree(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "d").mkdir(parents=True)
+    other = os.open(tree, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    remover = threading.Thread(target=removal.remove_by_force, args=(str(tree),))
+    remover.start()
+    remover.join(0.2)
+    assert (tree / "d").is_dir()
+    # The other one finishes.
+    (tree / "d").rmdir()
+    tree.rmdir()
+    os.close(other)
+    remover.join()
+    assert not tree.exists()

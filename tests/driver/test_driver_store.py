@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import driver
 from driver.idmap import IdentityMapping
-from driver.store import check_id, make_directory
+from driver.store import Store, check_id, make_directory
 from tests.support.processes import as_user
 
 
@@ -79,8 +82,19 @@ def test_modes_and_owners_of_the_store(tmp_path: Path, id_map: IdentityMapping) 
     assert (root / "layers/1").stat().st_mode & 0o7777 == 0o600
 
 
-GOOD = ["1", "Base", "empty", "a" * 64, "a" * 64 + "-init", "x" * 246, ".hidden", "ä", "a b"]
-BAD = ["", ".", "..", "a/b", "a\0b", "a\nb", "a:b", "a,b", "a=b", ".wh.x", "x-removing"]
+GOOD = [
+    "1",
+    "Base",
+    "empty",
+    "a" * 64,
+    "a" * 64 + "-init",
+    "x" * 246,
+    ".hidden",
+    "ä",
+    "a b",
+    "a\rb",
+]
+BAD = ["", ".", "..", "\ud800", "a/b", "a\0b", "a\nb", "a:b", "a,b", "a=b", ".wh.x", "x-removing"]
 
 
 @pytest.mark.parametrize("layer", GOOD)
@@ -89,6 +103,8 @@ def test_good_ids(store: driver.Driver, layer: str) -> None:
     store.create(layer)
     assert store.exists(layer)
     assert store.list_layers() == [layer]
+    store.create("child", layer)
+    assert store.parents("child") == (layer,)
 
 
 @pytest.mark.parametrize("layer", [*BAD, "x" * 247, "ä" * 124])
@@ -104,3 +120,33 @@ def test_bad_ids(store: driver.Driver, layer: str) -> None:
     store.remove(layer)
     assert store.list_layers() == []
     assert os.listdir(os.path.join(store.root, "diff")) == []
+
+
+def test_a_layer_that_is_made_meanwhile_was_not_there(
+    store: driver.Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the layer's lock nothing may be done to it, even if it exists a moment later."""
+    store.create("base")
+
+    @contextmanager
+    def hold(_: Store, layer: str) -> Iterator[bool]:
+        store.create(layer, "base")
+        yield False
+
+    monkeypatch.setattr(Store, "hold", hold)
+    with pytest.raises(driver.LayerNotFoundError):
+        store.get("layer")
+    assert not os.path.ismount(os.path.join(store.root, "mnt/layer"))
+
+
+def test_a_layer_that_does_not_exist_is_not_made_while_it_is_held(root: str) -> None:
+    stores = [Store(root), Store(root)]
+    maker = threading.Thread(target=stores[1].create, args=("layer",))
+    with stores[0].hold("layer") as exists:
+        assert not exists
+        maker.start()
+        maker.join(0.2)
+        assert maker.is_alive()
+        stores[0].remove("layer")  # itself it may work on it
+    maker.join()
+    assert stores[0].exists("layer")

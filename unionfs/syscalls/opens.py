@@ -45,7 +45,10 @@ def openat2(dir_fd: int, path: bytes, flags: int, mode: int = 0, resolve: int = 
     Raises:
         OSError: ``EXDEV`` when the path would leave the limits, ``ELOOP`` at a refused symbolic
             link, otherwise as open(2).
+        ValueError: the path contains a NUL; the kernel would see only what is before it.
     """
+    if b"\0" in path:
+        raise ValueError("embedded null byte")
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     for _ in range(_RETRIES):
         fd = libc.syscall(
