@@ -7,6 +7,7 @@ which says what results and errnos a program expects.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import stat
@@ -284,6 +285,7 @@ def test_case_27_unless_the_branch_says_otherwise(union: Union) -> None:
 def test_case_28_a_full_branch(union: Union, udba: str) -> None:
     (union.R / "f").write_bytes(b"R" * 3 * MIB)
     union.tmpfs("W", "2m")
+    union.expect_log("a write to /f failed: .*No space left on device")
     top = union.start(options=f"udba={udba}")
     fd = os.open(top / "f", os.O_RDWR)
     try:
@@ -302,6 +304,27 @@ def test_case_28_a_full_branch(union: Union, udba: str) -> None:
     # What fits works, and the union is as usable as before.
     os.truncate(top / "f", 1000)
     assert (union.W / "f").read_bytes() == b"R" * 1000
+
+
+@pytest.mark.parametrize("udba", ["reval", "none"])
+def test_a_full_branch_and_a_shared_map(union: Union, udba: str) -> None:
+    """Nobody hears of the error after the file was closed; but nobody may read what is lost."""
+    (union.R / "f").write_bytes(b"R" * 3 * MIB)
+    union.tmpfs("W", "1m")
+    union.expect_log("a write to /f failed: .*No space left on device")
+    top = union.start(options=f"udba={udba}")
+    reader = os.open(top / "f", os.O_RDONLY)
+    for _ in range(2):
+        fd = os.open(top / "f", os.O_RDWR)
+        with mmap.mmap(fd, 0) as mapping:
+            os.close(fd)
+            mapping[0:3] = b"new"
+            mapping[2 * MIB : 2 * MIB + 3] = b"new"
+        assert (top / "f").read_bytes() == b"R" * 3 * MIB
+        assert os.pread(reader, 3, 0) == b"RRR"
+    os.close(reader)
+    assert "a write to /f failed" in union.log.read_text()
+    assert paths(union.W) == set()
 
 
 def test_case_29_setuid_over_copy_up(union: Union) -> None:

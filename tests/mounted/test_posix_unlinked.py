@@ -70,6 +70,43 @@ def test_everything_works_without_a_name(oracle: Oracle, udba: str, name: str) -
     assert result[0][0][3] == 0  # st_nlink
 
 
+@pytest.mark.parametrize("name", ["f", "d/in"])
+def test_everything_works_through_a_path_descriptor(oracle: Oracle, udba: str, name: str) -> None:
+    """An ``O_PATH`` descriptor is none to the filesystem, yet it still leads to the file."""
+    oracle.start(build, options=udba)
+
+    def scenario(top: Path) -> object:
+        path = os.open(top / name, os.O_PATH)
+        try:
+            os.unlink(top / name)
+            before = attributes(os.fstat(path)), os.listxattr(f"/proc/self/fd/{path}")
+            os.chmod(f"/proc/self/fd/{path}", 0o640)
+            fd = os.open(f"/proc/self/fd/{path}", os.O_RDWR)
+            try:
+                used = use(fd)
+            finally:
+                os.close(fd)
+            return before, used, attributes(os.fstat(path))
+        finally:
+            os.close(path)
+
+    oracle.same(scenario)
+
+
+def test_a_symbolic_link_is_read_without_a_name(oracle: Oracle, udba: str) -> None:
+    oracle.start(lambda place: os.symlink("target", place / "link"), options=udba)
+
+    def scenario(top: Path) -> object:
+        fd = os.open(top / "link", os.O_PATH | os.O_NOFOLLOW)
+        try:
+            os.unlink(top / "link")
+            return os.readlink("", dir_fd=fd)
+        finally:
+            os.close(fd)
+
+    oracle.same(scenario)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -252,10 +252,14 @@ class Directory:
                     raise
         return os.open(b".", flags, dir_fd=self.fd)
 
+    def pin(self, name: bytes) -> int:
+        """Return a descriptor that leads to an entry whatever its type, and is not opened by it."""
+        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+
     @contextlib.contextmanager
     def pinned(self, name: bytes) -> Iterator[bytes]:
         """Hold an entry, and give the path that leads to exactly it, whatever its type."""
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        fd = self.pin(name)
         try:
             yield b"/proc/self/fd/%d" % fd
         finally:

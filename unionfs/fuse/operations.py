@@ -18,6 +18,7 @@ import pyfuse3
 import trio
 
 from unionfs.fuse.guard import changing, drive, guarded
+from unionfs.text import printable
 from unionfs.union.core import (
     Caller,
     Change,
@@ -41,6 +42,7 @@ T = TypeVar("T")
 _DAY_S: Final = 86400
 _BLOCK: Final = 4096
 _CAPABILITY: Final = b"security.capability"
+_NEVER_RIGHT: Final = ()  # as a node's cache_key: no attributes say that the page cache is right
 
 log = logging.getLogger(__name__)
 
@@ -135,12 +137,24 @@ class UnionOperations(pyfuse3.Operations):
         )
 
     def _may_keep_cache(self, node: FileNode) -> bool:
-        if self.timeout:
+        if self.timeout and node.cache_key != _NEVER_RIGHT:
             return True
         status = os.fstat(node.fd)
         key = (*node.identity, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
         same, node.cache_key = node.cache_key == key, key
         return same
+
+    def _not_stored(self, node: FileNode, why: OSError | str) -> None:
+        """Account for a write that failed: nobody else may hear of it, and nobody may read it.
+
+        What a program writes through a shared map is in the page cache before it comes here, and
+        the program may have closed the file or ended. The kernel keeps such pages as if they had
+        been stored. It drops them at the next open, which is the opener's to wait for. A
+        notification would do it at once, but it waits for the answers to all writes of the file:
+        a daemon killed meanwhile could not end, and the mount would hang.
+        """
+        log.warning("a write to %s failed: %s", _shown(node), why)
+        node.cache_key = _NEVER_RIGHT
 
     async def _drive(self, operation: Operation[T]) -> T:
         return await drive(operation, self.before_waiting)
@@ -449,7 +463,16 @@ class UnionOperations(pyfuse3.Operations):
 
     @changing
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
-        return await self._drive(self.union.write(self._files[fh], off, buf))
+        handle = self._files[fh]
+        try:
+            count = await self._drive(self.union.write(handle, off, buf))
+        except OSError as error:
+            self._not_stored(handle.node, error)
+            raise
+        if count < len(buf):
+            # Whoever called write(2) goes on with the rest; for a page there is nobody to do so.
+            self._not_stored(handle.node, f"{count} of {len(buf)} bytes were written")
+        return count
 
     @guarded
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
@@ -477,6 +500,13 @@ def _dot(number: int) -> pyfuse3.EntryAttributes:
     answer.st_ino = pyfuse3.InodeT(number)
     answer.st_mode = pyfuse3.ModeT(stat.S_IFDIR)
     return answer
+
+
+def _shown(node: FileNode) -> str:
+    """Return a path of a file, below the mount point, for a message."""
+    for parent, name in reversed(node.names):
+        return printable(b"/".join((b"", *parent.path(), name)))
+    return f"a file without a name, inode {node.number}"
 
 
 def _drop_attributes(numbers: set[int]) -> None:

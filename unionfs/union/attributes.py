@@ -17,7 +17,7 @@ from unionfs.branch.forms import is_mark_xattr
 from unionfs.union.copyup import copy_up, copy_up_directory
 from unionfs.union.idmap import ACL_PREFIX
 from unionfs.union.lookup import getattr_, locate
-from unionfs.union.nodes import DirectoryNode, FileNode
+from unionfs.union.nodes import DirectoryNode, FileNode, reopen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +68,7 @@ def setattr_(state: State, node: FileNode | DirectoryNode, change: Change) -> Op
         _apply(state, _pinned(directory.fd), directory.status(), change)
         return getattr_(state, node)
     if node.last is not None:
-        # No name, not open: only a descriptor opened with O_PATH can still mean it.
+        # Nothing leads to it any more. Who means it still sees what is changed.
         node.last = _changed(node.last, change)
         return getattr_(state, node)
     size = change.size
@@ -76,10 +76,11 @@ def setattr_(state: State, node: FileNode | DirectoryNode, change: Change) -> Op
         size = None  # the copy was made so
         if change == Change(size=change.size):
             return getattr_(state, node)
-    if node.fd >= 0:
+    if node.held >= 0:
         if size is not None:
             _truncate_open(node, size)
-        _apply(state, _pinned(node.fd), os.fstat(node.fd), change)
+        is_symlink = node.kind == stat.S_IFLNK
+        _apply(state, _pinned(node.held), os.fstat(node.held), change, is_symlink=is_symlink)
         return getattr_(state, node)
     place, name, status = locate(state, node)
     with place.pinned(name) as pinned:
@@ -98,7 +99,7 @@ def _truncate_open(node: FileNode, size: int) -> None:
     if node.fd_writable:
         os.ftruncate(node.fd, size)
         return
-    fd = os.open(_pinned(node.fd), os.O_WRONLY | os.O_CLOEXEC)
+    fd = reopen(node.held, os.O_WRONLY)
     try:
         os.ftruncate(fd, size)
     finally:
@@ -186,8 +187,8 @@ def _reach(state: State, node: FileNode | DirectoryNode, use: Callable[[bytes], 
         if isinstance(directory, MountedOver):
             raise OSError(ENODATA, "something is mounted on the directory, on its branch")
         return use(_pinned(directory.fd))
-    if node.fd >= 0:
-        return use(_pinned(node.fd))
+    if node.held >= 0:
+        return use(_pinned(node.held))
     if node.last is not None:
         raise OSError(ENODATA, "the file has been removed")
     directory, name, _ = locate(state, node)
@@ -201,7 +202,7 @@ def list_xattrs(state: State, node: FileNode | DirectoryNode, *, privileged: boo
     Args:
         privileged: the caller is root and may see ``trusted.*``.
     """
-    if node.last is not None and (isinstance(node, DirectoryNode) or node.fd < 0):
+    if node.last is not None and (isinstance(node, DirectoryNode) or node.held < 0):
         return []  # removed: nothing leads to what it had
     keys: list[str] = []
     _reach(state, node, lambda path: keys.extend(os.listxattr(path)))
@@ -265,6 +266,8 @@ def remove_xattr(state: State, node: FileNode | DirectoryNode, key: bytes) -> Op
 
 
 def _bring_up(state: State, node: FileNode | DirectoryNode) -> Operation[None]:
+    if node.last is not None:
+        raise OSError(ENOENT, "the object has been removed")
     if isinstance(node, DirectoryNode):
         copy_up_directory(state, node, state.target(node.branch))
     else:

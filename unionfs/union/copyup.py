@@ -25,7 +25,7 @@ from unionfs.branch.forms import is_mark_xattr
 from unionfs.union.data import CancelledError, copy_content
 from unionfs.union.idmap import ACL_PREFIX, without_strangers
 from unionfs.union.lookup import locate, nlink_of, node_of, resolve
-from unionfs.union.nodes import Copy, DirectoryNode, FileNode, identity_of
+from unionfs.union.nodes import Copy, DirectoryNode, FileNode, identity_of, reopen
 from unionfs.union.operation import Job, Latch, Operation
 from unionfs.union.plink import PseudoLink, tag_of, tag_of_open
 from unionfs.union.state import State
@@ -161,6 +161,8 @@ def _copy_file(
         if state.cancelled:
             raise CancelledError(EIO, "given up: the union is being unmounted")
         _publish(state, node, target, work, fd, status)
+        if node.pin >= 0:
+            node.pin_to(fd)
         if node.fd >= 0:
             # The open handles go on with the copy.
             fd, node.fd, node.fd_writable = node.fd, fd, True
@@ -188,14 +190,16 @@ def _own_place(state: State, node: FileNode) -> Place | None:
 
 
 def _source_status(state: State, node: FileNode) -> os.stat_result:
-    if node.fd >= 0:
-        return os.fstat(node.fd)
+    if node.held >= 0:
+        return os.fstat(node.held)
     return locate(state, node)[2]
 
 
 def _open_source(state: State, node: FileNode) -> int:
     if node.fd >= 0:
         return os.dup(node.fd)
+    if node.pin >= 0:
+        return reopen(node.pin, os.O_RDONLY)
     directory, name, _ = locate(state, node)
     return directory.open_file(name)
 
@@ -401,7 +405,7 @@ def _publish(
     if place is None:
         identity = identity_of(os.fstat(fd))
         # Others may have removed the last name on the branch itself; then there is none to serve.
-        remaining = nlink_of(node, os.fstat(node.fd)) if state.rules.plink else 0
+        remaining = nlink_of(node, os.fstat(node.held)) if state.rules.plink else 0
         if remaining:
             # Visible, though under no name we know: the pseudo-link alone makes it found.
             lower = (status.st_ino, tag_of_open(node.branch, node.fd))

@@ -137,6 +137,8 @@ class Union:
 
     def readlink(self, node: FileNode) -> bytes:
         """Return the text of a symbolic link."""
+        if node.pin >= 0:
+            return os.readlink(b"", dir_fd=node.pin)
         directory, name, _ = lookup.locate(self.state, node)
         return directory.readlink(name)
 

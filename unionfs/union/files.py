@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from unionfs.union.copyup import copy_up
 from unionfs.union.lookup import locate
+from unionfs.union.nodes import reopen
 from unionfs.union.operation import Job, Operation
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def _ensure_open(state: State, node: FileNode, *, writable: bool) -> None:
 
 
 def _open_again(state: State, node: FileNode, flags: int) -> int:
-    if node.fd >= 0 and node.unlinked:
-        return os.open(b"/proc/self/fd/%d" % node.fd, flags | os.O_CLOEXEC)
+    if node.held >= 0 and node.unlinked:
+        return reopen(node.held, flags)
     directory, name, _ = locate(state, node)
     return directory.open_file(name, flags)
 
@@ -128,11 +129,19 @@ def release(state: State, handle: FileHandle) -> None:
     if node.handles > 0:
         return
     if node.fd >= 0:
-        if node.unlinked:
-            node.last = os.fstat(node.fd)
+        if node.unlinked and node.pin < 0 and node.lookups > 0:
+            _pin_open(node)
         os.close(node.fd)
         node.fd, node.fd_writable = -1, False
     state.nodes.release(node)
+
+
+def _pin_open(node: FileNode) -> None:
+    """Keep a file without a name in reach that is about to be closed."""
+    try:
+        node.pin_to(node.fd)
+    except OSError:  # no descriptor is left
+        node.last = os.fstat(node.fd)
 
 
 def read(handle: FileHandle, offset: int, size: int) -> bytes | bytearray | Job:

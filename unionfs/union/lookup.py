@@ -240,8 +240,8 @@ def getattr_(state: State, node: FileNode | DirectoryNode) -> Entry:
     if isinstance(node, DirectoryNode):
         statuses = [state.directories.get(node, copy).status() for copy in node.copies]
         return Entry(node, statuses[0], _directory_nlink(statuses))
-    if node.fd >= 0:
-        status = os.fstat(node.fd)
+    if node.held >= 0:
+        status = os.fstat(node.held)
         return Entry(node, status, nlink_of(node, status))
     _, _, status = locate(state, node)
     return Entry(node, status, nlink_of(node, status))

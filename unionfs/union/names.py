@@ -15,11 +15,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import stat
 from errno import EEXIST, ENOENT
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from unionfs.union.copyup import copy_up_directory
-from unionfs.union.lookup import locate, node_of, resolve, visible_below
+from unionfs.union.lookup import (
+    locate,
+    nlink_of,
+    node_of,
+    parent_copy,
+    resolve,
+    visible_below,
+)
 from unionfs.union.nodes import FileNode
 from unionfs.union.plink import tag_of, tag_of_open
 from unionfs.union.state import State, check_new_name
@@ -144,39 +152,86 @@ def file_at(
     return entry.node, entry.status
 
 
-def lose_name(
-    state: State,
-    node: FileNode,
-    status: os.stat_result,
-    parent: DirectoryNode,
-    name: bytes,
-    *,
-    on_lower: bool,
-    tag: bytes,
-) -> None:
-    """Account for a name that a file has just lost.
+class Loss:
+    """A name that a file is about to lose, and what can be learned only while it is there.
+
+    A context manager, around the loss and :meth:`account`.
 
     Args:
-        status: the file's attributes from before.
-        on_lower: the name lay on a branch below the writable one, and is hidden now.
-        tag: tells the lower file from others (see ``plink.py``); taken before the loss.
+        visible: what the name shows.
+        node, status: the file, and its attributes.
     """
-    links = _links_left(state, node, status, on_lower=on_lower, tag=tag)
-    if links > 0:
-        state.nodes.drop_name(node, parent, name)
-        return
-    node.unlinked = True
-    if node.fd < 0:
-        node.last = status
-    state.nodes.drop_name(node, parent, name)
-    state.nodes.lose_identity(node)
-    if node.branch.writable:
-        state.numbers.drop(node.branch.index, *node.identity)
-    state.nodes.release(node)
+
+    __slots__ = ("_name", "_node", "_on_lower", "_parent", "_pin", "_state", "_status", "_tag")
+
+    def __init__(
+        self,
+        state: State,
+        parent: DirectoryNode,
+        name: bytes,
+        visible: Visible,
+        node: FileNode,
+        status: os.stat_result,
+    ) -> None:
+        self._state = state
+        self._parent = parent
+        self._name = name
+        self._node = node
+        self._status = status
+        self._on_lower = not visible.branch.writable
+        self._tag = _lower_tag(state, node, status)
+        self._pin = _pin(state, parent, name, visible, node, status)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pin >= 0:
+            os.close(self._pin)
+
+    def account(self) -> None:
+        """Account for the loss once it has happened."""
+        state, node = self._state, self._node
+        left = _links_left(state, node, self._status, on_lower=self._on_lower, tag=self._tag)
+        state.nodes.drop_name(node, self._parent, self._name)
+        if left > 0:
+            return
+        node.unlinked = True
+        node.pin, self._pin = self._pin, -1
+        changeable = stat.S_ISREG(self._status.st_mode) or node.branch.writable
+        if node.held < 0 or not changeable:
+            node.last = self._status
+        state.nodes.lose_identity(node)
+        if node.branch.writable:
+            state.numbers.drop(node.branch.index, *node.identity)
+        state.nodes.release(node)
 
 
-def lower_tag(state: State, node: FileNode, status: os.stat_result) -> bytes:
-    """Return the tag that :func:`lose_name` may need, empty when it will not."""
+def _pin(
+    state: State,
+    parent: DirectoryNode,
+    name: bytes,
+    visible: Visible,
+    node: FileNode,
+    status: os.stat_result,
+) -> int:
+    """Return a descriptor of a file that may lose its last name, -1 if it is not needed or had.
+
+    The kernel may have looked the name up for another request, and that one comes after the loss.
+    """
+    if node.fd >= 0 or nlink_of(node, status) > 1:
+        return -1
+    try:
+        if node.plink is None:
+            return parent_copy(state, parent, visible.branch).pin(name)
+        directory, entry, _ = locate(state, node)
+        return directory.pin(entry)
+    except OSError:
+        return -1  # the name can go all the same
+
+
+def _lower_tag(state: State, node: FileNode, status: os.stat_result) -> bytes:
+    """Return what tells the lower file from others (see ``plink.py``); empty if not needed."""
     plink = node.plink
     if node.branch.writable or not state.rules.plink:
         return b""

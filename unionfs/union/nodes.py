@@ -32,6 +32,11 @@ def identity_of(status: os.stat_result) -> Identity:
     return (status.st_dev, status.st_ino)
 
 
+def reopen(fd: int, flags: int) -> int:
+    """Open once more what a descriptor leads to, even if it has no name."""
+    return os.open(b"/proc/self/fd/%d" % fd, flags | os.O_CLOEXEC)
+
+
 class Node:
     """What files and directories have in common.
 
@@ -40,7 +45,8 @@ class Node:
         lookups: how often the kernel has been told of it and has not forgotten yet.
         handles: how many open handles there are.
         children: how many living nodes are reached through this one.
-        last: the last attributes of an object that has lost its last name and is not open.
+        last: the last attributes of an object that has lost its last name and can be reached no
+            more; what changes is only this.
     """
 
     __slots__ = ("children", "handles", "last", "lookups", "number")
@@ -65,6 +71,8 @@ class FileNode(Node):
         plink: its record among the pseudo-links, if it has one.
         fd: a descriptor of the branch file while handles are open, else -1.
         fd_writable: whether ``fd`` can be written.
+        pin: an ``O_PATH`` descriptor once no name is left, else -1: the kernel may have been told
+            of the file just before, and means it with its next request.
         copying: the latch of a copy-up in flight.
         unlinked: True once no name is left.
         cache_key: attributes for which the kernel's page cache is known to be right.
@@ -79,6 +87,7 @@ class FileNode(Node):
         "identity",
         "kind",
         "names",
+        "pin",
         "plink",
         "unlinked",
     )
@@ -92,9 +101,29 @@ class FileNode(Node):
         self.plink: PseudoLink | None = None
         self.fd = -1
         self.fd_writable = False
+        self.pin = -1
         self.copying: Latch | None = None
         self.unlinked = False
         self.cache_key: tuple[int, ...] | None = None
+
+    @property
+    def held(self) -> int:
+        """A descriptor that leads to the file under whatever name or none; -1 if there is none."""
+        return self.fd if self.fd >= 0 else self.pin
+
+    def pin_to(self, fd: int) -> None:
+        """Have the pin lead to what another descriptor leads to."""
+        fresh = reopen(fd, os.O_PATH)
+        if self.pin >= 0:
+            os.close(self.pin)
+        self.pin = fresh
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        for fd in (self.fd, self.pin):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.pin = -1
 
 
 class Copy:
@@ -297,6 +326,7 @@ class NodeTable:
                 for parent, _ in node.names:
                     self._child_gone(parent)
                 node.names.clear()
+                node.close()
                 return
             parent = node.parent
             if parent is node:

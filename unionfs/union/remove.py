@@ -14,19 +14,14 @@ from typing import TYPE_CHECKING
 from unionfs.branch.forms import WHITEOUT_PREFIX
 from unionfs.union.listing import is_empty
 from unionfs.union.lookup import getattr_, node_of
-from unionfs.union.names import (
-    file_at,
-    find,
-    hidden,
-    lose_name,
-    lower_tag,
-    needs_whiteout,
-)
+from unionfs.union.names import Loss, file_at, find, hidden, needs_whiteout
 from unionfs.union.nodes import DirectoryNode
 from unionfs.union.operation import Job, Operation
 from unionfs.union.state import State
 
 if TYPE_CHECKING:
+    import os
+
     from unionfs.branch import WritableDirectory
 
 log = logging.getLogger(__name__)
@@ -47,13 +42,12 @@ def unlink(state: State, parent: DirectoryNode, name: bytes) -> Operation[None]:
         if node.copying is None:
             break
         yield node.copying
-    tag = lower_tag(state, node, status)
-    needed = needs_whiteout(state, parent, name, visible, target)
-    with hidden(state, parent, name, target, needed=needed):
-        if visible.branch is target:
-            state.writable_directory(parent, target).unlink(name)
-    on_lower = visible.branch is not target
-    lose_name(state, node, status, parent, name, on_lower=on_lower, tag=tag)
+    with Loss(state, parent, name, visible, node, status) as loss:
+        needed = needs_whiteout(state, parent, name, visible, target)
+        with hidden(state, parent, name, target, needed=needed):
+            if visible.branch is target:
+                state.writable_directory(parent, target).unlink(name)
+        loss.account()
 
 
 def rmdir(state: State, parent: DirectoryNode, name: bytes) -> None:
@@ -75,10 +69,9 @@ def rmdir(state: State, parent: DirectoryNode, name: bytes) -> None:
     with hidden(state, parent, name, target, needed=needed):
         if visible.branch is target:
             victim = set_aside(state.writable_directory(parent, target), name)
-    node.last = last
     if victim:
         discard(state, state.writable_directory(parent, target), victim)
-    forget_directory(state, node)
+    forget_directory(state, node, last)
 
 
 def set_aside(directory: WritableDirectory, name: bytes) -> bytes:
@@ -132,9 +125,10 @@ def _removal(directory: WritableDirectory, victim: bytes) -> Job:
     return Job(remove)
 
 
-def forget_directory(state: State, node: DirectoryNode) -> None:
-    """Account for a directory that has been removed; ``node.last`` holds its attributes."""
+def forget_directory(state: State, node: DirectoryNode, last: os.stat_result) -> None:
+    """Account for a directory that has been removed; ``last`` are its attributes from before."""
     node.removed = True
+    node.last = last
     state.nodes.lose_identity(node)
     for copy in node.copies:
         state.directories.close(copy)

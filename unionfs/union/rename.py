@@ -19,13 +19,7 @@ from unionfs.union.copyup import Place, copy_up, copy_up_directory
 from unionfs.union.link import materialise
 from unionfs.union.listing import is_empty, names_below
 from unionfs.union.lookup import getattr_, node_of, resolve, visible_below
-from unionfs.union.names import (
-    file_at,
-    find,
-    hidden,
-    lose_name,
-    lower_tag,
-)
+from unionfs.union.names import Loss, file_at, find, hidden
 from unionfs.union.nodes import DirectoryNode, FileNode
 from unionfs.union.operation import Operation
 from unionfs.union.remove import discard, forget_directory, set_aside
@@ -40,45 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Named = tuple[DirectoryNode, bytes]
-
-
-class Replaced:
-    """What the new name held before, and what must be done once it is gone."""
-
-    __slots__ = ("node", "on_lower", "status", "tag")
-
-    def __init__(self, state: State, parent: DirectoryNode, name: bytes, visible: Visible) -> None:
-        entry = node_of(state, parent, name, visible.found)
-        self.node = entry.node
-        self.status = entry.status
-        self.on_lower = not visible.branch.writable
-        self.tag = b""
-        if isinstance(self.node, FileNode):
-            self.tag = lower_tag(state, self.node, self.status)
-        else:
-            self.status = getattr_(state, self.node).status
-
-    def directory(self) -> DirectoryNode:
-        """The directory that is replaced."""
-        if not isinstance(self.node, DirectoryNode):
-            raise OSError(ENOTDIR, "not a directory")
-        return self.node
-
-    def is_gone(self, state: State, parent: DirectoryNode, name: bytes) -> None:
-        """Account for it once the new entry has its name."""
-        if isinstance(self.node, DirectoryNode):
-            self.node.last = self.status
-            forget_directory(state, self.node)
-        else:
-            lose_name(
-                state,
-                self.node,
-                self.status,
-                parent,
-                name,
-                on_lower=self.on_lower,
-                tag=self.tag,
-            )
 
 
 def rename(
@@ -217,18 +172,23 @@ def _move_file(
     old: Visible | None,
 ) -> None:
     (parent, name), (new_parent, new_name) = old_place, new_place
-    replaced = Replaced(state, new_parent, new_name, old) if old is not None else None
-    state.writable_directory(new_parent, target).adopt_whiteout(new_name)
-    was_hidden = state.writable_directory(new_parent, target).hides(new_name)
-    needed = visible_below(state, parent, name, target)
-    with hidden(state, parent, name, target, needed=needed):
-        here = state.writable_directory(parent, target)
-        there = state.writable_directory(new_parent, target)
-        here.rename(name, there, new_name)
-        if was_hidden:
-            _uncover(here, name, there, new_name, can_go_back=old is None)
-    if replaced is not None:
-        replaced.is_gone(state, new_parent, new_name)
+    with contextlib.ExitStack() as held:
+        loss = None
+        if old is not None:
+            loss = held.enter_context(
+                Loss(state, *new_place, old, *file_at(state, *new_place, old))
+            )
+        state.writable_directory(new_parent, target).adopt_whiteout(new_name)
+        was_hidden = state.writable_directory(new_parent, target).hides(new_name)
+        needed = visible_below(state, parent, name, target)
+        with hidden(state, parent, name, target, needed=needed):
+            here = state.writable_directory(parent, target)
+            there = state.writable_directory(new_parent, target)
+            here.rename(name, there, new_name)
+            if was_hidden:
+                _uncover(here, name, there, new_name, can_go_back=old is None)
+        if loss is not None:
+            loss.account()
     state.nodes.add_name(node, new_parent, new_name)
     state.nodes.drop_name(node, parent, name)
 
@@ -275,6 +235,16 @@ def _make_movable(state: State, node: DirectoryNode, target: WritableBranch) -> 
         raise OSError(EXDEV, "lower branches contribute to the directory", node.name)
 
 
+def _empty_directory(state: State, place: Named, visible: Visible) -> DirectoryNode:
+    """Return a directory that may be replaced."""
+    node = node_of(state, *place, visible.found).node
+    if not isinstance(node, DirectoryNode):
+        raise OSError(ENOTDIR, "not a directory any more", place[1])
+    if not is_empty(state, node):
+        raise OSError(ENOTEMPTY, "the new name is a directory that is not empty", place[1])
+    return node
+
+
 def _move_directory(
     state: State,
     target: WritableBranch,
@@ -287,9 +257,8 @@ def _move_directory(
     node = node_of(state, parent, name, source.found).node
     if not isinstance(node, DirectoryNode):
         raise OSError(ENOTDIR, "not a directory any more", name)
-    replaced = Replaced(state, new_parent, new_name, old) if old is not None else None
-    if replaced is not None and not is_empty(state, replaced.directory()):
-        raise OSError(ENOTEMPTY, "the new name is a directory that is not empty", new_name)
+    replaced = None if old is None else _empty_directory(state, new_place, old)
+    last = None if replaced is None else getattr_(state, replaced).status
     _make_movable(state, node, target)
     copy_up_directory(state, new_parent, target)
     there = state.writable_directory(new_parent, target)
@@ -318,8 +287,8 @@ def _move_directory(
             if was_hidden:
                 _uncover(here, name, there, new_name, can_go_back=True)
         undo.pop_all()
-    if replaced is not None:
-        replaced.is_gone(state, new_parent, new_name)
+    if replaced is not None and last is not None:
+        forget_directory(state, replaced, last)
     if victim:
         discard(state, there, victim)
     state.nodes.set_copies(node, [copy for copy in node.copies if copy.branch is target])

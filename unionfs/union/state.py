@@ -128,9 +128,8 @@ class State:
     def close(self) -> None:
         """Give all descriptors back."""
         for node in self.nodes:
-            if isinstance(node, FileNode) and node.fd >= 0:
-                os.close(node.fd)
-                node.fd = -1
+            if isinstance(node, FileNode):
+                node.close()
         self.directories.close_all()
         self.plinks.close()
         self.numbers.close()
