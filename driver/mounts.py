@@ -33,6 +33,7 @@ _TRIES = 5
 _PAUSE = 0.1  # seconds between them
 _FAREWELL = 10.0  # seconds a server may take to end after its mount is gone
 _CONNECTIONS = "/sys/fs/fuse/connections"
+_START_TIME = 19  # in /proc/PID/stat, counted from behind the command's name (field 22)
 _PROGRAM_ARGUMENTS = 4  # python -P -c PROGRAM, or python SCRIPT
 _ERRNO_NAME = re.compile(r"\((E[A-Z0-9]+)\)")
 
@@ -216,19 +217,30 @@ def _errno_in(message: str) -> int | None:
 def _server_of(target: str) -> int | None:
     """Return a descriptor of the process that serves the mount at ``target``, if it is found.
 
-    The server is a fork of the command, so its command line still names the mount point. A
+    The server is a fork of the command, so its command line still names the mount point. Of several
+    the youngest serves what is mounted now: the others were unmounted while they were in use. A
     descriptor, unlike a number, cannot come to mean another process.
     """
     wanted = os.fsencode(target)
+    found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/cmdline", "rb") as file:
                 arguments = file.read().split(b"\0")
             if wanted in arguments and any(map(_is_command, arguments[:_PROGRAM_ARGUMENTS])):
-                return os.pidfd_open(int(name))
+                found.append((_start_time(name), int(name)))
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
-    return None
+    try:
+        return os.pidfd_open(max(found)[1]) if found else None
+    except ProcessLookupError:
+        return None
+
+
+def _start_time(process: str) -> int:
+    """Return when a process began, in clock ticks since the system did."""
+    with open(f"/proc/{process}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[_START_TIME])
 
 
 def _is_command(argument: bytes) -> bool:

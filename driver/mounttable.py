@@ -18,7 +18,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from unionfs import syscalls
-from unionfs.control.state import mount_table
+from unionfs.mount_table import mount_table
 
 KIND = "fuse.aufs"
 

@@ -340,6 +340,12 @@ def test_unmount_of_a_busy_mount_is_lazy_at_last(stacked: Driver) -> None:
         assert 0.4 <= time.monotonic() - before < 2
         assert not is_mounted(path)
         server = mounts._server_of(path)
+        # Who is still in there must not keep others from the layer.
+        Path(stacked.get("2"), "new").touch()
+        assert [str(change) for change in stacked.changes("2", "1")] == ["A /new"]
+        before = time.monotonic()
+        stacked.put("2")
+        assert time.monotonic() - before < 2  # it is the new server that has to end
         user.communicate(b"\n")
     if server is not None:
         mounts._wait_for_end(server, path)

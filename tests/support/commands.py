@@ -10,7 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unionfs.control.state import OVERRIDE, MountLine, mount_table
+from unionfs.control.state import OVERRIDE
+from unionfs.mount_table import MountLine, mount_table
 
 BIN = Path(sys.executable).parent
 FUSE_AUFS = str(BIN / "fuse-aufs")

@@ -191,8 +191,13 @@ class WritableBranch(Branch):
     def close(self) -> None:
         """Give all descriptors back, and with them the lock."""
         super().close()
+        self.unlock()
+
+    def unlock(self) -> None:
+        """Let another union have the branch."""
         if self.lock_fd >= 0:
             os.close(self.lock_fd)
+            self.lock_fd = -1
 
 
 def _pieces(names: Sequence[bytes]) -> list[bytes]:

@@ -6,16 +6,15 @@ names the branch and says what to do.)
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
-from errno import EBUSY, EINVAL, ENOSPC, ENOTDIR, EROFS, errorcode
+from errno import EINVAL, ENOSPC, ENOTDIR, EROFS, errorcode
 from typing import TYPE_CHECKING, Final, Protocol
 
 from unionfs import syscalls
 from unionfs.branch.branch import Branch, WritableBranch
 from unionfs.branch.errors import BranchError
 from unionfs.branch.forms import NAME_LIMIT
+from unionfs.branch.lock import lock
 from unionfs.branch.permission import Access, Permission
 
 if TYPE_CHECKING:
@@ -39,8 +38,6 @@ _NO_BRANCH: Final = {
     0xF15F: "ecryptfs",
 }
 _FUSE: Final = 0x65735546
-# A union that was just unmounted may take a moment to let go of its branch.
-_LOCK_PATIENCE_S: Final = 3.0
 
 
 class Specification(Protocol):
@@ -136,7 +133,7 @@ def _open(
         if permission.writable:
             _check_writable(fd, shown, magic)
             if exclusive:
-                lock_fd = _lock(fd, shown)
+                lock_fd = lock(fd, shown)
         fd, walled = _wall_off(fd, writable=permission.writable)
         if permission.writable:
             return WritableBranch(
@@ -185,34 +182,6 @@ def _check_writable(fd: int, shown: str, magic: int) -> None:
             f"branch {shown} is rw but its filesystem allows names of only {status.f_namemax} "
             "bytes (EINVAL): whiteouts need 255",
         )
-
-
-def _lock(fd: int, shown: str) -> int:
-    """Keep other unions off a writable branch for as long as the returned descriptor is open."""
-    try:
-        lock_fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
-    except OSError as error:
-        name = errorcode.get(error.errno or 0, "?")
-        raise BranchError(
-            error.errno or EINVAL, f"branch {shown} cannot be read ({name}): check its permissions"
-        ) from error
-    deadline = time.monotonic() + _LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() < deadline:
-                time.sleep(0.02)
-                continue
-            os.close(lock_fd)
-            raise BranchError(
-                EBUSY,
-                f"branch {shown} is the writable branch of another union (EBUSY): unmount that "
-                f"one first, or use {shown}=ro",
-            ) from error
-        except OSError:
-            pass  # a filesystem without locks: nothing can be promised there
-        return lock_fd
 
 
 def _wall_off(fd: int, *, writable: bool) -> tuple[int, bool]:

@@ -18,7 +18,8 @@ from typing import Any, Final
 from unionfs.branch import BranchError, WritableBranch, open_branches
 from unionfs.branch.check import Finding, check_branch
 from unionfs.branch.permission import Access, Permission, parse_permission
-from unionfs.control.state import MountState, live_mounts, mount_table, mounted_device
+from unionfs.control.state import MountState, live_mounts
+from unionfs.mount_table import mount_table, mounted_device
 from unionfs.text import octal_escape, printable
 from unionfs.union.build import union_of
 from unionfs.union.explain import Explanation, Fate, explain

@@ -32,11 +32,12 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from unionfs.errors import ReportedError
+from unionfs.mount_table import mounted_device
 from unionfs.text import octal_escape, octal_unescape, printable
 from unionfs.union.options import BranchSpec, MountOptions
 from unionfs.union.printing import kernel_style_string, option_string
@@ -226,55 +227,6 @@ def _xino_path(options: MountOptions, branches: Sequence[BranchSpec]) -> bytes:
         if branch.permission is not None and branch.permission.writable:
             return branch.path + b"/.aufs.xino"
     return b"/tmp/.aufs.xino"
-
-
-def mounted_device(mountpoint: bytes) -> str:
-    """Return "major:minor" of what is mounted on top of ``mountpoint``, "" when nothing is.
-
-    Reads the mount table only: asking the mount itself would be a request that a daemon, calling
-    this before it serves, waits for for ever.
-    """
-    device = ""
-    for line in mount_table():
-        if line.mountpoint == mountpoint:
-            device = line.device
-    return device
-
-
-@dataclass(frozen=True, slots=True)
-class MountLine:
-    """One line of /proc/self/mountinfo.
-
-    Attributes:
-        identity, parent: the numbers of the mount and of the one it is mounted on.
-        device: major and minor number, as "0:42".
-        root: which directory of the filesystem is mounted.
-    """
-
-    identity: int
-    parent: int
-    device: str
-    root: bytes
-    mountpoint: bytes
-    kind: str
-    source: bytes
-
-
-def mount_table() -> Iterator[MountLine]:
-    """Read the mounts of this mount namespace, lower ones first."""
-    with open("/proc/self/mountinfo", "rb") as table:
-        for line in table:
-            fields, _, rest = line.rstrip(b"\n").partition(b" - ")
-            words, kinds = fields.split(b" "), rest.split(b" ")
-            yield MountLine(
-                identity=int(words[0]),
-                parent=int(words[1]),
-                device=words[2].decode(),
-                root=octal_unescape(words[3]),
-                mountpoint=octal_unescape(words[4]),
-                kind=kinds[0].decode(errors="replace"),
-                source=octal_unescape(kinds[1]),
-            )
 
 
 # --- reading ------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Final
 
 from unionfs import syscalls
 from unionfs.errors import ReportedError
-from unionfs.text import octal_unescape, printable
+from unionfs.mount_table import mount_table, mounted_device
+from unionfs.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,6 +53,7 @@ class MountPoint:
     def __init__(self, path: bytes, helper: str | None = None) -> None:
         self.path = path
         self.helper = helper
+        self._device = ""  # of our mount, as the mount table names it
 
     def __str__(self) -> str:
         return printable(self.path)
@@ -71,7 +73,13 @@ class MountPoint:
             MountError: the mount was refused.
         """
         if self.helper is not None:
-            return self._ask_helper(self.helper, source, options, warn)
+            fd = self._ask_helper(self.helper, source, options, warn)
+        else:
+            fd = self._mount(source, options, mode)
+        self._device = mounted_device(self.path)
+        return fd
+
+    def _mount(self, source: bytes, options: MountOptions, mode: int) -> int:
         try:
             device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
@@ -174,14 +182,12 @@ class MountPoint:
             raise OSError(number, _last_words(helped.stderr))
 
     def is_mounted(self) -> bool:
-        """Tell whether the topmost mount here is a union; it need not answer for that."""
-        topmost = b""
-        with open("/proc/self/mountinfo", "rb") as table:
-            for line in table:
-                fields = line.split()
-                if octal_unescape(fields[4]) == self.path:
-                    topmost = fields[fields.index(b"-") + 1]
-        return topmost == TYPE
+        """Tell whether the topmost mount here is ours; it need not answer for that."""
+        return bool(self._device) and mounted_device(self.path) == self._device
+
+    def is_attached(self) -> bool:
+        """Tell whether our mount is in the tree at all, here or elsewhere, covered or not."""
+        return any(line.device == self._device for line in mount_table())
 
     def is_dead(self) -> bool:
         """Tell whether a mount without a server is here."""

@@ -27,6 +27,7 @@ import signal
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from unionfs.branch.lock import GIVE_UP
 from unionfs.text import printable
 
 _READY: Final = b"ready"
@@ -179,6 +180,7 @@ def settle() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    signal.signal(GIVE_UP, signal.SIG_IGN)  # until there is something to give up
     raise_descriptor_limit()
     # The limit of whoever writes is checked by the kernel before the request reaches us.
     try:

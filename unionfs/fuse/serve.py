@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
+from unionfs.branch.lock import GIVE_UP
 from unionfs.fuse.eager import take_requests_eagerly
+from unionfs.fuse.guard import drive
 from unionfs.fuse.handshake import Feature, HandshakeError, Introduction, features, negotiate
 from unionfs.fuse.operations import UnionOperations
 
@@ -100,7 +102,7 @@ async def _serve(
     on_ready: Callable[[], None],
 ) -> None:
     # Signals first: from the moment the mount answers, somebody may want it to end.
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, GIVE_UP) as signals:
         async with trio.open_nursery() as background:
 
             def start(job: Job) -> None:
@@ -159,7 +161,7 @@ async def _serve_requests(
     turnstile.on_gone = cancel
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_unmount_on_signal, point, signals)
+            nursery.start_soon(_obey, signals, point, operations.union)
             nursery.start_soon(_report_when_ready, point, on_ready)
             # Objects made so far stay: the collector need not look at them again.
             gc.collect()
@@ -186,16 +188,26 @@ async def _report_when_ready(point: MountPoint, on_ready: Callable[[], None]) ->
     on_ready()
 
 
-async def _unmount_on_signal(point: MountPoint, signals: AsyncIterator[int]) -> None:
-    async for _ in signals:
-        await _unmount(point)
+async def _obey(signals: AsyncIterator[int], point: MountPoint, union: Union) -> None:
+    async for number in signals:
+        if number != GIVE_UP:
+            await _unmount(point)
+        elif not point.is_attached():
+            await _give_branch_up(point, union)
+
+
+async def _give_branch_up(point: MountPoint, union: Union) -> None:
+    """Let another union have the branch: this one was unmounted while it was in use."""
+    log.warning("%s was unmounted and its branch is wanted: nothing is changed any more", point)
+    await drive(union.relinquish(), lambda: None)
 
 
 async def _unmount(point: MountPoint) -> None:
     """Unmount; when the mount stays in use, take it out of the tree and let the users finish."""
     for _ in range(_UNMOUNT_TRIES):
         if not point.is_mounted():
-            log.warning("another mount lies on %s: unmount that one first", point)
+            if point.is_attached():
+                log.warning("another mount lies on %s: unmount that one first", point)
             return
         try:
             await trio.to_thread.run_sync(point.unmount)

@@ -74,9 +74,9 @@ def copy_up(
     """
     while node.copying is not None:
         yield node.copying
-    target = state.target(node.branch)
-    if node.branch is target:
+    if node.branch.writable:
         return False
+    target = state.target(node.branch)
     latch = node.copying = Latch()
     state.copying.add(latch)
     try:

@@ -70,6 +70,13 @@ class Union:
         """Give up the copy-ups that are running: nobody waits for them any more."""
         self.state.cancelled = True
 
+    def relinquish(self) -> Operation[None]:
+        """Change nothing on the branches any more, so that another union may (``EROFS``).
+
+        What is open for writing and lies on a writable branch can still be written.
+        """
+        return self.state.relinquish()
+
     def close(self) -> None:
         """Give all descriptors back; the union cannot be used afterwards."""
         self.cancel()

@@ -19,7 +19,7 @@ from unionfs.union.plink import PseudoLinks
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from unionfs.union.operation import Job, Latch
+    from unionfs.union.operation import Job, Latch, Operation
 
 
 _OPEN_AT_MOST: Final = 4096  # directories kept open; more would save little
@@ -108,6 +108,7 @@ class State:
         self.root = self.nodes.add_root(root, ROOT_NUMBER)
         self.copying: set[Latch] = set()
         self.cancelled = False
+        self.relinquished = False
         self.background: list[Job] = []
         # Directories whose link count a copy-up has changed without anybody having asked for it.
         self.stale: set[int] = set()
@@ -136,6 +137,15 @@ class State:
         for branch in self.branches:
             branch.close()
 
+    def relinquish(self) -> Operation[None]:
+        """Give the writable branch up; see ``Union.relinquish``."""
+        self.relinquished = True
+        while self.copying:
+            yield next(iter(self.copying))
+        for branch in self.branches:
+            if isinstance(branch, WritableBranch):
+                branch.unlock()
+
     def target(self, *branches: Branch) -> WritableBranch:
         """Return the branch that a change goes to: the nearest writable one, seen from below.
 
@@ -147,9 +157,12 @@ class State:
                 the branch of its topmost copy.
 
         Raises:
-            OSError: ``EROFS`` when no writable branch lies at or above all of them.
+            OSError: ``EROFS`` when no writable branch lies at or above all of them, or it was
+                given up.
         """
         highest = min(branch.index for branch in branches)
+        if self.relinquished:
+            raise OSError(EROFS, "the union was unmounted, and another has its branch now")
         if self.writable is None or self.writable.index > highest:
             raise OSError(EROFS, f"nothing from {self.branches[highest]} up is writable")
         return self.writable
