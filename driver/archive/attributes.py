@@ -9,12 +9,16 @@ import errno
 import os
 from collections.abc import Callable
 
+from driver.errors import ArchiveError
+from unionfs.branch.forms import FOREIGN_METACOPY, FOREIGN_REDIRECT
+
 AttributeFilter = Callable[[bytes], bool]
 """Tells by its name whether an attribute is written."""
 
 _CAPABILITY = b"security.capability"
 _USER = b"user."
 _OVERLAY_NOTES = (b"user.overlay.", b"user.fuseoverlayfs.")
+_REFERENCES = FOREIGN_METACOPY | FOREIGN_REDIRECT
 
 _REVISION_MASK = 0xFF000000
 _REVISION_2 = 0x02000000
@@ -29,15 +33,22 @@ def layer_attributes(name: bytes) -> bool:
     return name == _CAPABILITY or (name.startswith(_USER) and not name.startswith(_OVERLAY_NOTES))
 
 
-def read_attributes(target: int | bytes, wanted: AttributeFilter) -> dict[bytes, bytes]:
+def read_attributes(
+    target: int | bytes, wanted: AttributeFilter, path: bytes
+) -> dict[bytes, bytes]:
     """Read the wanted attributes.
 
     Args:
         target: descriptor open for reading, or the ``/proc/self/fd`` path of a pinned object.
         wanted: chooses among them.
+        path: of the object in the layer, for messages.
 
     Returns:
         Names and values; empty where the filesystem has no attributes.
+
+    Raises:
+        ArchiveError: they say that what looks like a file of zeros or an empty directory is only a
+            reference of overlayfs: a layer that held it as such would have lost its content.
     """
     found: dict[bytes, bytes] = {}
     try:
@@ -46,6 +57,12 @@ def read_attributes(target: int | bytes, wanted: AttributeFilter) -> dict[bytes,
         if error.errno not in _NONE:
             raise
         return found
+    if not _REFERENCES.isdisjoint(map(os.fsencode, names)):
+        raise ArchiveError(
+            "its content lies elsewhere, overlayfs wrote it with redirect_dir=on or metacopy=on:"
+            " copy the tree out of such a mount first",
+            path,
+        )
     for name in map(os.fsencode, names):
         if not wanted(name):
             continue

@@ -104,7 +104,8 @@ def layer_chunks(
         The next bytes, in portions of no particular size.
 
     Raises:
-        ArchiveError: a large file changed its size, or the tree was removed, while it was read.
+        ArchiveError: a large file changed its size, or the tree was removed, while it was read; or
+            it holds references of overlayfs, whose content lies elsewhere.
         OSError: the root cannot be read, or the trouble is not with one file alone.
     """
     fd = root if isinstance(root, int) else _open_root(os.fsencode(root))
@@ -320,7 +321,7 @@ class _Writer:
             if not os.path.samestat(pinned, status):
                 raise FileNotFoundError(errno.ENOENT, "replaced while it was read")
             member = self._member(path, pinned, _KINDS[stat.S_IFMT(pinned.st_mode)])
-            member.xattrs = read_attributes(b"/proc/self/fd/%d" % pin, self._attributes)
+            member.xattrs = read_attributes(b"/proc/self/fd/%d" % pin, self._attributes, path)
             if member.kind == members.FILE:
                 yield from _with_content(member, pin)
             else:

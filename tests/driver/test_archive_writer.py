@@ -16,6 +16,7 @@ from driver.archive import layer_chunks, write_layer
 from driver.archive.headers import BLOCK
 from driver.archive.levels import ExtraLink
 from driver.changes import layer_changes
+from driver.errors import ArchiveError
 from driver.idmap import IdentityMapping
 from tests.support.layers import make, members, raw_names, unpack, written
 
@@ -272,6 +273,17 @@ def test_whiteouts_in_the_forms_of_others_are_written_in_ours(branch: Path) -> N
         if "/.wh." in "/" + member.name:
             assert member.isreg()
             assert (member.size, member.mode) == (0, 0o444)
+
+
+@pytest.mark.parametrize("what", ["metacopy", "redirect"])
+@pytest.mark.parametrize("prefix", ["trusted", "user"])
+def test_references_of_overlayfs_are_no_content(branch: Path, what: str, prefix: str) -> None:
+    """As files of zeros and empty directories they would be data lost without a word."""
+    name = "file" if what == "metacopy" else "directory/"
+    make(branch, "before", name, "last")
+    os.setxattr(branch / name, f"{prefix}.overlay.{what}", b"/elsewhere")
+    with pytest.raises(ArchiveError, match=f"content lies elsewhere.*{name.rstrip('/')}"):
+        written(branch)
 
 
 @pytest.mark.parametrize("attribute", OPAQUE)
