@@ -37,7 +37,7 @@ def open_root(path: str) -> int:
 def kernel_resolves() -> bool:
     """Tell whether ``openat2`` can be used here; old kernels and some sandboxes lack it."""
     try:
-        os.close(syscalls.openat2(_AT_FDCWD, b"/", _DIRECTORY, resolve=_ONE_STEP))
+        os.close(syscalls.openat2(_AT_FDCWD, b"/", os.O_PATH, resolve=_ONE_STEP))
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
             raise  # no descriptor is left, say: that is no answer to be remembered

@@ -7,16 +7,16 @@ deleted when the driver starts.
 Deleting goes by descriptor and needs no recursion: a directory is emptied by unlinking its files
 and lifting its sub-directories up to the top of the tree, where their turn comes later. So a tree
 of any depth costs two open descriptors, and no path ever grows long. A mount found inside is taken
-out of the way.
+out of the way. Several processes may delete one tree at the same time.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import itertools
 import logging
 import os
+import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -87,39 +87,22 @@ def remove_by_force(path: str) -> None:
         if not stat.S_ISDIR(status.st_mode):
             os.unlink(path)
             return
-        top = _open_alone(path)
+        top = open_root(path)
     except FileNotFoundError:
         return
     try:
         _empty(top, path)
-        _insist(lambda: os.rmdir(path), path)
     finally:
         os.close(top)
-
-
-def _open_alone(path: str) -> int:
-    """Open a directory for deletion, once no other process is at it.
-
-    Two that delete one tree would find each other's half-done work in it.
-
-    Raises:
-        OSError: ``ENOENT`` when it is gone.
-    """
-    while True:
-        top = open_root(path)
-        try:
-            fcntl.flock(top, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(top), os.lstat(path)):
-                return top
-        except BaseException:
-            os.close(top)
-            raise
-        os.close(top)
+    _insist(lambda: os.rmdir(path), path)
 
 
 def _empty(top: int, path: str) -> None:
     """Delete everything in the directory behind ``top``, whose path is ``path``."""
-    lifted = (b"%d" % number for number in itertools.count())
+    # Nobody else's names: another process may be at the same tree. Whatever that one has taken away
+    # counts as deleted, but a directory of its lifted over one of ours would be in our way.
+    own = secrets.token_hex(8).encode()
+    lifted = (b"%s-%d" % (own, number) for number in itertools.count())
     while names := os.listdir(top):
         for name in map(os.fsencode, names):
             if _unlink(top, name, path):

@@ -250,7 +250,8 @@ class Store:
                         doomed.append((path + SUFFIX, text))
             with _explained(f"error removing layers dir for {layer_id}"):
                 self._forget_unfinished(layer_id)
-        # Set aside, the trees are nobody's any more: deleting them may take its time.
+        # Set aside, the trees are nobody's any more: deleting them may take its time, and holds up
+        # nobody unless there was no such layer (see `hold`).
         for path, text in doomed:
             with _explained(text):
                 remove_by_force(path)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ import driver
 from driver import Driver, mounts, mounttable
 from driver.errors import MountError
 from driver.mounttable import MountState
-from tests.support.commands import is_running
+from tests.support.commands import is_running, wait_for_end
 from tests.support.servers import is_mounted, kill, server_of
 
 Using = Callable[[str], AbstractContextManager[Path]]
@@ -350,6 +350,23 @@ def test_unmount_of_a_busy_mount_is_lazy_at_last(stacked: Driver) -> None:
     if server is not None:
         mounts._wait_for_end(server, path)
         os.close(server)
+
+
+def test_a_layer_can_be_removed_while_somebody_uses_it(stacked: Driver) -> None:
+    path = Path(stacked.get("2"))
+    (path / "d").mkdir()
+    with (path / "d/new").open("w") as user:
+        server = server_of(str(path))
+        stacked.remove("2")
+        assert not stacked.exists("2")
+        assert os.listdir(os.path.join(stacked.root, "diff")) == ["1"]
+        user.write("still there")
+        user.flush()
+        driver.init(stacked.root)
+        stacked.create("2", "1")
+        with closing(stacked.diff("2", "1")) as stream:
+            assert len(stream.read()) == 1024
+    wait_for_end(server)
 
 
 def test_a_dead_mount_is_mounted_again(stacked: Driver) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import subprocess
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from driver import mounttable, removal
+from tests.support.interleaving import Stepped, stepwise
 
 
 def fill(base: Path, *names: str) -> Path:
@@ -131,18 +130,25 @@ def test_atomic_removal_refuses_an_occupied_name(tmp_path: Path) -> None:
     assert (tmp_path / "tree/file").exists()
 
 
-def test_removal_waits_for_who_is_at_the_same_tree(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    (tree / "d").mkdir(parents=True)
-    other = os.open(tree, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    remover = threading.Thread(target=removal.remove_by_force, args=(str(tree),))
-    remover.start()
-    remover.join(0.2)
-    assert (tree / "d").is_dir()
-    # The other one finishes.
-    (tree / "d").rmdir()
-    tree.rmdir()
-    os.close(other)
-    remover.join()
-    assert not tree.exists()
+def test_two_processes_delete_one_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is stopped before each of its system calls in turn, and the other does all its work."""
+    calls = 0
+    ended = False
+    while not ended:
+        tree = tmp_path / "tree"
+        for name in ("a/b/c", "a/b/d", "e/f/g", "e/0", "1"):
+            (tree / name).mkdir(parents=True)
+            (tree / name / "file").touch()
+        with stepwise(monkeypatch):
+            one = Stepped(lambda path=str(tree): removal.remove_by_force(path))  # type: ignore[misc]
+            for _ in range(calls):
+                one.step()
+            ended = one.ended
+            other = Stepped(lambda path=str(tree): removal.remove_by_force(path))  # type: ignore[misc]
+            for _ in range(12):
+                other.step()
+            one.finish()
+            other.finish()
+        assert not tree.exists()
+        calls += 1
+    assert calls > 20

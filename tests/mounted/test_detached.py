@@ -7,8 +7,10 @@ when a process of somebody else keeps one alive.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -66,17 +68,27 @@ def test_the_branch_can_be_mounted_again(run: Commands, options: str) -> None:
     with users:
         run.mount("mnt", "-o", options)
         (top / "low").write_text("changed")
+        (top / "new").write_text("new")
         # Who still uses the old one reads, and writes what is on the branch and open for it.
         assert os.pread(users.low, 9, 0) == b"low"
         assert os.pwrite(users.up, b"UP", 0) == 2
-        assert sorted(os.listdir(users.root)) == ["low", "up"]
+        assert sorted(os.listdir(users.root)) == ["low", "new", "up"]
         # A copy-up now would put the old content over the change.
         assert symbol_of(os.pwrite, users.low, b"x", 0) == "EROFS"
-        assert symbol_of(os.open, "new", os.O_CREAT | os.O_WRONLY, dir_fd=users.root) == "EROFS"
+        assert symbol_of(os.open, "n", os.O_CREAT | os.O_WRONLY, dir_fd=users.root) == "EROFS"
         assert symbol_of(os.unlink, "up", dir_fd=users.root) == "EROFS"
         assert symbol_of(os.mkdir, "d", dir_fd=users.root) == "EROFS"
+        for name in ("up", "new"):
+            path = f"/proc/self/fd/{users.root}/{name}"
+            assert symbol_of(os.truncate, path, 0) == "EROFS"
+            assert symbol_of(os.open, path, os.O_WRONLY | os.O_TRUNC) == "EROFS"
+            assert symbol_of(os.chmod, path, 0o600) == "EROFS"
+            assert symbol_of(os.chown, path, 1, 1) == "EROFS"
+            assert symbol_of(os.utime, path, (0, 0)) == "EROFS"
+            assert symbol_of(os.setxattr, path, "user.k", b"v") == "EROFS"
         assert (top / "low").read_text() == "changed"
         assert (top / "up").read_bytes() == b"UP"
+        assert (top / "new").read_bytes() == b"new"
     wait_for_end(pid)
     assert (run.root / "lower/low").read_text() == "low"
     # The lock is the new one's: a third is refused.
@@ -104,10 +116,24 @@ def test_a_mounted_union_keeps_its_branch(run: Commands, options: str) -> None:
             other = run(FUSE_AUFS, "other", "-o", options)
             assert (other.returncode, "(EBUSY)" in other.stderr) == (1, True)
             os.kill(pid, signal.SIGUSR1)
-            assert os.pwrite(users.low, b"L", 0) == 1
+            for _ in range(10):
+                time.sleep(0.03)
+                assert os.pwrite(users.low, b"L", 0) == 1
         finally:
             subprocess.run(["umount", run.root / "mnt"], check=True)
     (run.root / "mnt/more").touch()
+
+
+def test_a_server_without_descriptors_survives_being_asked(run: Commands, options: str) -> None:
+    run.mount("mnt", "-o", options)
+    pid = run.pid()
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        os.kill(pid, number)
+        time.sleep(0.1)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    (run.root / "mnt/new").touch()
 
 
 def test_ending_the_old_server_leaves_the_new_mount(run: Commands, options: str) -> None:

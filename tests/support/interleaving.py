@@ -13,7 +13,9 @@ import pytest
 from unionfs import syscalls
 
 _CALLS = (
+    (os, "listdir"),
     (os, "open"),
+    (os, "rename"),
     (os, "rmdir"),
     (os, "scandir"),
     (os, "unlink"),

@@ -133,6 +133,43 @@ def test_a_name_that_could_not_be_taken_away_costs_no_descriptor(
     assert descriptors() == before
 
 
+@pytest.mark.parametrize("branch", ["R", "W"])
+def test_a_name_that_the_kernel_has_never_looked_up_does_not_help(core: Core, branch: str) -> None:
+    """Storage that saves space by hard links gives every file of a layer names elsewhere."""
+    (core.branch(branch) / "f").write_text("content")
+    os.link(core.branch(branch) / "f", core.branch(branch) / "elsewhere")
+    core.start()
+    node = core.file("f")
+    remove(core)
+    assert core.union.getattr(node).nlink == 1
+    assert read(core, node) == b"content"
+    run_now(core.union.setattr(node, Change(size=4)))
+    assert read(core, node) == b"cont"
+    assert core.read("elsewhere") == b"cont"
+    assert core.file("elsewhere") is node
+    assert node.held < 0  # it has a name again
+    if branch == "R":
+        assert (core.branch("R") / "elsewhere").read_text() == "content"
+
+
+def test_a_copy_up_that_cannot_be_held_changes_nothing(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = on_lower(core)
+    remove(core)
+
+    def no_descriptor(*_: object) -> int:
+        raise OSError(24, "too many open files")
+
+    with monkeypatch.context() as patch, fails("EMFILE"):
+        patch.setattr("unionfs.union.copyup.reopen", no_descriptor)
+        run_now(core.union.setattr(node, Change(size=0)))
+    assert not node.branch.writable
+    run_now(core.union.setattr(node, Change(size=1)))
+    assert read(core, node) == b"c"
+    assert (core.branch("R") / "f").read_text() == "content"
+
+
 def test_a_file_with_another_name_is_not_held(core: Core) -> None:
     node = on_upper(core)
     core.link("f", "g")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.cores import Core
 from tests.support.interleaving import Stepped, stepwise
-from tests.support.trees import fill, paths
+from tests.support.trees import fails, fill, paths
 from unionfs.branch import WritableDirectory
 from unionfs.union.core import Job, run_now
 
@@ -89,3 +89,19 @@ def test_a_directory_that_cannot_be_opened_any_more_is_gone(
     monkeypatch.setattr(WritableDirectory, "scan", gone)
     top.root.remove_tree(b"d")
     assert paths(core.branch("W")) == set()
+
+
+def test_what_can_only_be_listed_does_not_hold_up_for_ever(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged directory, or one of a network filesystem that does not know what it wants."""
+    fill(core.branch("W"), "d/f")
+    top = core.start().state.writable
+    assert top is not None
+
+    def gone(_: WritableDirectory, name: bytes) -> None:
+        raise OSError(ENOENT, "no such file", name)
+
+    monkeypatch.setattr(WritableDirectory, "unlink", gone)
+    with fails("ENOTEMPTY"):
+        top.root.remove_tree(b"d")

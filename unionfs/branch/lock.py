@@ -9,6 +9,7 @@ from then on.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -21,16 +22,18 @@ from unionfs.branch.errors import BranchError
 GIVE_UP: Final = signal.SIGUSR1  # asks a server whose mount has left the tree for its branch
 
 _PATIENCE_S: Final = 3.0  # a union that is just being unmounted gets so long
-_BEFORE_ASKING_S: Final = 0.3
+_ASK_EVERY_S: Final = 0.4
 _PAUSE_S: Final = 0.02
+_SERVER: Final = (b"fuse-aufs", b"unionfs.cli.mount")  # what its command line contains
 
 
-def lock(fd: int, shown: str) -> int:
+def lock(fd: int, shown: str, *, ask: bool) -> int:
     """Keep other unions off a branch for as long as the returned descriptor is open.
 
     Args:
         fd: descriptor of the branch, ``O_PATH`` will do.
         shown: its name in messages.
+        ask: ask for the branch, too.
 
     Raises:
         BranchError: ``EBUSY`` when another union has it, or it cannot be opened.
@@ -42,55 +45,66 @@ def lock(fd: int, shown: str) -> int:
         raise BranchError(
             error.errno or EINVAL, f"branch {shown} cannot be read ({name}): check its permissions"
         ) from error
-    try:
-        _insist(lock_fd)
-    except BlockingIOError as error:
-        os.close(lock_fd)
-        raise BranchError(
-            EBUSY,
-            f"branch {shown} is the writable branch of another union (EBUSY): unmount that one "
-            f"first, or use {shown}=ro",
-        ) from error
-    except OSError:
-        pass  # a filesystem without locks: nothing can be promised there
+    began = asked = time.monotonic()
+    while not _try(lock_fd):
+        now = time.monotonic()
+        if now - began > _PATIENCE_S:
+            os.close(lock_fd)
+            raise BranchError(
+                EBUSY,
+                f"branch {shown} is the writable branch of another union (EBUSY): unmount that "
+                f"one first, or use {shown}=ro",
+            )
+        if ask and now - asked > _ASK_EVERY_S:
+            with contextlib.suppress(OSError):
+                _ask_holders(os.fstat(lock_fd).st_ino)
+            asked = time.monotonic()
+        time.sleep(_PAUSE_S)
     return lock_fd
 
 
-def _insist(lock_fd: int) -> None:
-    """Try for a while to lock, and ask for it on the way."""
-    began = time.monotonic()
-    asked = False
-    while True:
-        try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waited = time.monotonic() - began
-            if waited > _PATIENCE_S:
-                raise
-            if waited > _BEFORE_ASKING_S and not asked:
-                asked = True
-                _ask_holders(os.fstat(lock_fd).st_ino)
-            time.sleep(_PAUSE_S)
-        else:
-            return
+def _try(lock_fd: int) -> bool:
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a filesystem without locks: nothing can be promised there
+    return True
 
 
 def _ask_holders(inode: int) -> None:
-    """Ask the processes that hold a lock on this inode, if they understand the question.
+    """Ask the servers that hold a lock on this inode, if they understand the question.
 
     The inode alone is enough: a server that is asked by mistake gives up only what nobody has
     mounted any more.
     """
+    if os.readlink("/proc/self") != str(os.getpid()):
+        return  # these are the processes of another PID namespace
     for process in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if _understands(process) and _holds(process, inode):
-                os.kill(int(process), GIVE_UP)
+            # Whoever has the number by the time of the signal, it reaches this process or none.
+            asked = os.pidfd_open(int(process))
+        except OSError:
+            continue
+        try:
+            if _is_server(process) and _holds(process, inode):
+                signal.pidfd_send_signal(asked, GIVE_UP)
         except OSError:
             continue  # it has ended, or is somebody else's
+        finally:
+            os.close(asked)
 
 
-def _understands(process: str) -> bool:
-    """Tell whether the process has a handler for the signal; it would kill any other."""
+def _is_server(process: str) -> bool:
+    """Tell whether the process serves a union, and has a handler for the signal.
+
+    It would kill one that has none: a server that is about to end, say, or one of old.
+    """
+    with open(f"/proc/{process}/cmdline", "rb") as file:
+        command = file.read()
+    if not any(part in command for part in _SERVER):
+        return False
     with open(f"/proc/{process}/status", "rb") as status:
         for line in status:
             if line.startswith(b"SigCgt:"):
@@ -103,7 +117,7 @@ def _holds(process: str, inode: int) -> bool:
     folder = f"/proc/{process}/fdinfo"
     wanted = b":%d" % inode
     for name in os.listdir(folder):
-        with open(os.path.join(folder, name), "rb") as info:
+        with contextlib.suppress(FileNotFoundError), open(f"{folder}/{name}", "rb") as info:
             for line in info:
                 # lock: 1: FLOCK  ADVISORY  WRITE 1234 fe:01:5678 0 EOF
                 words = line.split()

@@ -57,6 +57,7 @@ def open_branches(
     *,
     read_only: bool = False,
     exclusive: bool = True,
+    ask: bool = False,
     foreign: bool = False,
     limit: int = 127,
     warn: Callable[[str], None],
@@ -67,6 +68,7 @@ def open_branches(
         specifications: path and permission of each.
         read_only: the union is mounted ``ro``: its top branch does not default to ``rw``.
         exclusive: keep every other union off the writable branches.
+        ask: ask a union that was unmounted while it was in use to give its branch up.
         foreign: honour whiteouts and opaque marks of other union filesystems too.
         limit: the largest number of branches.
         warn: receives one line for each thing the user should know.
@@ -85,7 +87,12 @@ def open_branches(
         for index, specification in enumerate(specifications):
             branches.append(
                 _open(
-                    specification, index, read_only=read_only, exclusive=exclusive, foreign=foreign
+                    specification,
+                    index,
+                    read_only=read_only,
+                    exclusive=exclusive,
+                    ask=ask,
+                    foreign=foreign,
                 )
             )
         _refuse_second_writable(branches)
@@ -102,7 +109,13 @@ def open_branches(
 
 
 def _open(
-    specification: Specification, index: int, *, read_only: bool, exclusive: bool, foreign: bool
+    specification: Specification,
+    index: int,
+    *,
+    read_only: bool,
+    exclusive: bool,
+    ask: bool,
+    foreign: bool,
 ) -> Branch:
     path = specification.path
     shown = os.fsdecode(path)
@@ -133,7 +146,7 @@ def _open(
         if permission.writable:
             _check_writable(fd, shown, magic)
             if exclusive:
-                lock_fd = lock(fd, shown)
+                lock_fd = lock(fd, shown, ask=ask)
         fd, walled = _wall_off(fd, writable=permission.writable)
         if permission.writable:
             return WritableBranch(

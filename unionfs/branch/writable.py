@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from unionfs.branch.branch import WritableBranch
 
 
+_ROUNDS = 100  # in which a directory may turn out not to be empty yet, though it was emptied
+
+
 class WritableDirectory(Directory):
     """A directory of a writable branch: it can be looked at and changed."""
 
@@ -180,19 +183,28 @@ class WritableDirectory(Directory):
 
         Others may be removing the same tree, or one that it lies in or that lies in it: whatever is
         gone when its turn comes counts as removed, and each removal ends when its tree is gone.
+
+        Raises:
+            OSError: ``ENOTEMPTY`` for a directory that can only be listed, as on a damaged
+                filesystem; and as unlink(2) and rmdir(2).
         """
         # One open directory a level; sub-directories not yet removed wait in `pending`.
         opened: list[WritableDirectory] = []
         names = [name]
+        rounds = [0]  # in which each of them was not empty yet
         pending: list[list[bytes]] = []
         try:
             while True:
                 here = opened[-1] if opened else self
                 if here.remove_if_empty(names[-1]):
                     names.pop()
+                    rounds.pop()
                     if not opened:
                         return
                 else:
+                    rounds[-1] += 1
+                    if rounds[-1] > _ROUNDS:
+                        raise OSError(ENOTEMPTY, os.strerror(ENOTEMPTY), names[-1])
                     try:
                         child = WritableDirectory(self.branch, here.open_child(names[-1]))
                     except FileNotFoundError:
@@ -201,6 +213,7 @@ class WritableDirectory(Directory):
                     pending.append(child._empty_out())
                 if pending[-1]:
                     names.append(pending[-1].pop())
+                    rounds.append(0)
                 else:
                     pending.pop()
                     opened.pop().close()

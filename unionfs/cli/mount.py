@@ -204,6 +204,7 @@ def _mount(
         options.branches,
         read_only=options.read_only,
         exclusive=options.profile.exclusive,
+        ask=True,
         foreign=options.profile.foreign_forms,
         limit=options.profile.max_branches,
         warn=_warn,

@@ -53,7 +53,7 @@ class MountPoint:
     def __init__(self, path: bytes, helper: str | None = None) -> None:
         self.path = path
         self.helper = helper
-        self._device = ""  # of our mount, as the mount table names it
+        self._device: str | None = None  # of our mount in the mount table; "" if not found there
 
     def __str__(self) -> str:
         return printable(self.path)
@@ -76,7 +76,11 @@ class MountPoint:
             fd = self._ask_helper(self.helper, source, options, warn)
         else:
             fd = self._mount(source, options, mode)
-        self._device = mounted_device(self.path)
+        self._device = ""
+        try:
+            self._device = mounted_device(self.path)
+        except OSError as error:
+            log.warning("the mount table cannot be read: %s", error)
         return fd
 
     def _mount(self, source: bytes, options: MountOptions, mode: int) -> int:
@@ -183,11 +187,16 @@ class MountPoint:
 
     def is_mounted(self) -> bool:
         """Tell whether the topmost mount here is ours; it need not answer for that."""
-        return bool(self._device) and mounted_device(self.path) == self._device
+        if not self._device:
+            return self._device is not None
+        return mounted_device(self.path) == self._device
 
     def is_attached(self) -> bool:
         """Tell whether our mount is in the tree at all, here or elsewhere, covered or not."""
-        return any(line.device == self._device for line in mount_table())
+        if not self._device:
+            return self._device is not None
+        # Twice: old kernels skip a line when somebody unmounts while the table is read.
+        return any(line.device == self._device for _ in range(2) for line in mount_table())
 
     def is_dead(self) -> bool:
         """Tell whether a mount without a server is here."""

@@ -190,10 +190,13 @@ async def _report_when_ready(point: MountPoint, on_ready: Callable[[], None]) ->
 
 async def _obey(signals: AsyncIterator[int], point: MountPoint, union: Union) -> None:
     async for number in signals:
-        if number != GIVE_UP:
-            await _unmount(point)
-        elif not point.is_attached():
-            await _give_branch_up(point, union)
+        try:
+            if number != GIVE_UP:
+                await _unmount(point)
+            elif not point.is_attached():
+                await _give_branch_up(point, union)
+        except OSError as error:  # no descriptor is left to look at the mount table with
+            log.warning("%s: a signal has no effect: %s", point, error)
 
 
 async def _give_branch_up(point: MountPoint, union: Union) -> None:
@@ -207,7 +210,7 @@ async def _unmount(point: MountPoint) -> None:
     for _ in range(_UNMOUNT_TRIES):
         if not point.is_mounted():
             if point.is_attached():
-                log.warning("another mount lies on %s: unmount that one first", point)
+                log.warning("%s is covered by another mount, or was moved: unmount that", point)
             return
         try:
             await trio.to_thread.run_sync(point.unmount)

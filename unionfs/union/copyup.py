@@ -74,9 +74,9 @@ def copy_up(
     """
     while node.copying is not None:
         yield node.copying
-    if node.branch.writable:
-        return False
     target = state.target(node.branch)
+    if node.branch is target:
+        return False
     latch = node.copying = Latch()
     state.copying.add(latch)
     try:
@@ -140,8 +140,7 @@ def _copy_file(
         copy_up_directory(state, place.parent, target)
     status = _source_status(state, node)
     work = _Workplace(state, target, place)
-    fd = -1
-    source_fd = -1
+    fd = source_fd = pin = -1
     try:
         if stat.S_ISREG(status.st_mode):
             source_fd = _open_source(state, node)
@@ -160,9 +159,10 @@ def _copy_file(
                     _dress(state, original, copy, status, (node.branch, target))
         if state.cancelled:
             raise CancelledError(EIO, "given up: the union is being unmounted")
-        _publish(state, node, target, work, fd, status)
         if node.pin >= 0:
-            node.pin_to(fd)
+            pin = reopen(fd, os.O_PATH)
+        _publish(state, node, target, work, fd, status)
+        node.pin, pin = pin, node.pin
         if node.fd >= 0:
             # The open handles go on with the copy.
             fd, node.fd, node.fd_writable = node.fd, fd, True
@@ -170,7 +170,7 @@ def _copy_file(
         work.discard()
         raise
     finally:
-        for descriptor in (fd, source_fd):
+        for descriptor in (fd, source_fd, pin):
             if descriptor >= 0:
                 os.close(descriptor)
 
@@ -408,7 +408,7 @@ def _publish(
         remaining = nlink_of(node, os.fstat(node.held)) if state.rules.plink else 0
         if remaining:
             # Visible, though under no name we know: the pseudo-link alone makes it found.
-            lower = (status.st_ino, tag_of_open(node.branch, node.fd))
+            lower = (status.st_ino, tag_of_open(node.branch, node.held))
             record = state.plinks.add_nameless(
                 target, node.number, lower, remaining, (fd, identity)
             )

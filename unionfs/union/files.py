@@ -116,7 +116,7 @@ def _ensure_open(state: State, node: FileNode, *, writable: bool) -> None:
 
 
 def _open_again(state: State, node: FileNode, flags: int) -> int:
-    if node.held >= 0 and node.unlinked:
+    if node.held >= 0 and not node.names:
         return reopen(node.held, flags)
     directory, name, _ = locate(state, node)
     return directory.open_file(name, flags)
@@ -129,7 +129,7 @@ def release(state: State, handle: FileHandle) -> None:
     if node.handles > 0:
         return
     if node.fd >= 0:
-        if node.unlinked and node.pin < 0 and node.lookups > 0:
+        if not node.names and node.pin < 0 and node.lookups > 0:
             _pin_open(node)
         os.close(node.fd)
         node.fd, node.fd_writable = -1, False
@@ -137,11 +137,12 @@ def release(state: State, handle: FileHandle) -> None:
 
 
 def _pin_open(node: FileNode) -> None:
-    """Keep a file without a name in reach that is about to be closed."""
+    """Keep a file in reach that is about to be closed, for no name of it is known."""
     try:
         node.pin_to(node.fd)
     except OSError:  # no descriptor is left
-        node.last = os.fstat(node.fd)
+        if node.unlinked:
+            node.last = os.fstat(node.fd)
 
 
 def read(handle: FileHandle, offset: int, size: int) -> bytes | bytearray | Job:
@@ -191,8 +192,9 @@ def write(state: State, handle: FileHandle, offset: int, data: bytes) -> Operati
     node = handle.node
     if not handle.writable:
         raise OSError(EBADF, "not opened for writing")
-    yield from copy_up(state, node)
-    _ensure_open(state, node, writable=True)
+    if not (node.branch.writable and node.fd_writable):
+        yield from copy_up(state, node)
+        _ensure_open(state, node, writable=True)
     count = os.pwrite(node.fd, data, offset)
     if handle.sync:
         yield _sync_job(node.fd, data_only=False)

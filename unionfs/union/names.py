@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Self
 from unionfs.union.copyup import copy_up_directory
 from unionfs.union.lookup import (
     locate,
-    nlink_of,
     node_of,
     parent_copy,
     resolve,
@@ -180,7 +179,7 @@ class Loss:
         self._status = status
         self._on_lower = not visible.branch.writable
         self._tag = _lower_tag(state, node, status)
-        self._pin = _pin(state, parent, name, visible, node, status)
+        self._pin = _pin(state, parent, name, visible, node)
 
     def __enter__(self) -> Self:
         return self
@@ -194,10 +193,11 @@ class Loss:
         state, node = self._state, self._node
         left = _links_left(state, node, self._status, on_lower=self._on_lower, tag=self._tag)
         state.nodes.drop_name(node, self._parent, self._name)
+        if self._pin >= 0 and node.lookups > 0:
+            node.pin, self._pin = self._pin, node.pin
         if left > 0:
             return
         node.unlinked = True
-        node.pin, self._pin = self._pin, -1
         changeable = stat.S_ISREG(self._status.st_mode) or node.branch.writable
         if node.held < 0 or not changeable:
             node.last = self._status
@@ -213,13 +213,12 @@ def _pin(
     name: bytes,
     visible: Visible,
     node: FileNode,
-    status: os.stat_result,
 ) -> int:
-    """Return a descriptor of a file that may lose its last name, -1 if it is not needed or had.
+    """Return a descriptor of a file that loses the last name known; -1 if not needed or not had.
 
     The kernel may have looked the name up for another request, and that one comes after the loss.
     """
-    if node.fd >= 0 or nlink_of(node, status) > 1:
+    if node.fd >= 0 or any(known != (parent, name) for known in node.names):
         return -1
     try:
         if node.plink is None:

@@ -71,8 +71,8 @@ class FileNode(Node):
         plink: its record among the pseudo-links, if it has one.
         fd: a descriptor of the branch file while handles are open, else -1.
         fd_writable: whether ``fd`` can be written.
-        pin: an ``O_PATH`` descriptor once no name is left, else -1: the kernel may have been told
-            of the file just before, and means it with its next request.
+        pin: an ``O_PATH`` descriptor once no name is known any more, else -1: the kernel may have
+            been told of the file just before, and means it with its next request.
         copying: the latch of a copy-up in flight.
         unlinked: True once no name is left.
         cache_key: attributes for which the kernel's page cache is known to be right.
@@ -262,6 +262,9 @@ class NodeTable:
 
     def add_name(self, node: FileNode, parent: DirectoryNode, name: bytes) -> None:
         """Note that a file has been seen under a name, which becomes the last of its names."""
+        if node.pin >= 0:
+            os.close(node.pin)
+            node.pin = -1
         key = (parent, name)
         if key not in node.names:
             node.names[key] = None
