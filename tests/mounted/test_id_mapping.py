@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 from tests.support.mounting import Union
+from tests.support.oracle import symbol_of
+from tests.support.trees import paths
 
 
 def owner(path: Path) -> tuple[int, int]:
@@ -27,6 +29,29 @@ def test_owners_are_shown_and_stored_by_the_mapping(union: Union) -> None:
     os.chown(mnt / "f", 100007, 200008)
     assert owner(mnt / "f") == (100007, 200008)
     assert owner(union.W / "f") == (7, 8)
+
+
+def test_what_is_not_covered_is_changed_by_nobody(union: Union) -> None:
+    """It is shown as the user nobody, who would get the files of whoever has no other number."""
+    for name in ("f", "suid"):
+        (union.R / name).write_text("f")
+        os.chown(union.R / name, 5000, 5000)
+    (union.R / "suid").chmod(0o4777)
+    mnt = union.start(options=f"profile=driver,{MAPPING}")
+    before = paths(union.W)
+
+    def attempts() -> list[str]:
+        return [
+            symbol_of(os.open, "f", os.O_WRONLY),
+            symbol_of(os.open, "suid", os.O_WRONLY),
+            symbol_of(os.chmod, "f", 0o777),
+            symbol_of(os.setxattr, "f", "user.k", b"v"),
+        ]
+
+    for user in (65534, 0, 100000):
+        assert set(union.as_user(user, user, attempts)) <= {"EACCES", "EPERM", "EOVERFLOW"}
+    assert owner(mnt / "f") == owner(mnt / "suid") == (65534, 65534)
+    assert paths(union.W) == before
 
 
 def test_what_is_created_is_stored_by_the_mapping(union: Union) -> None:

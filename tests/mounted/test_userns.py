@@ -22,7 +22,11 @@ from tests.support.trees import assert_whiteout, fails, fill, paths
 
 
 def inside(
-    scenario: Callable[[Union], object], prepare: Callable[[Path], object] | None = None
+    scenario: Callable[[Union], object],
+    prepare: Callable[[Path], object] | None = None,
+    *,
+    uid: int = 1000,
+    ids: int = 1,
 ) -> None:
     """Run a scenario with a union of its own as root of a user namespace."""
 
@@ -34,7 +38,7 @@ def inside(
         finally:
             union.take_down()
 
-    in_user_namespace(run, prepare=prepare)
+    in_user_namespace(run, prepare=prepare, uid=uid, ids=ids)
 
 
 @pytest.mark.usefixtures("warm")
@@ -153,3 +157,67 @@ def test_a_foreign_owner_s_file_cannot_be_copied_up() -> None:
         (root / "foreign/f").chmod(0o644)
 
     inside(scenario, prepare=below)
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize("options", ["profile=driver", "profile=aufs"])
+def test_nobody_is_not_the_owner_of_what_has_no_owner_here(options: str) -> None:
+    """In a namespace of many ids nobody is a user, whose number all unmapped owners have, too."""
+    nobody, base = 65534, 100_000
+
+    def below(root: Path) -> None:
+        lower = root / "foreign"
+        fill(lower, "strange", "suid", "strange-d/f", "own", "open", "own-d/f")
+        (lower / "suid").chmod(0o4755)
+        (lower / "open").chmod(0o666)
+        for name in ("own", "own-d", "own-d/f"):
+            os.chown(lower / name, base + nobody, base + nobody)
+        (lower / "strange-d/deeper").mkdir()
+        os.chown(lower / "strange-d/deeper", base + 5, base + 5)
+        (lower / "strange-d/deeper").chmod(0o777)
+
+    def scenario(union: Union) -> None:
+        union.ignore_branches("it lies elsewhere")
+        union.branch("M").rmdir()
+        (union.base / "M").symlink_to("/mnt/foreign")
+        for path in (union.base, *union.base.parents):
+            if path != Path("/") and path != Path("/mnt"):
+                path.chmod(0o755)
+        top = union.start("W=rw", "M=ro+wh", options=options)
+        before = paths(union.W)
+        for name in ("strange", "suid", "strange-d", "open"):
+            status = os.lstat(top / name)
+            assert (status.st_uid, status.st_gid) == (nobody, nobody), name
+
+        def attempts() -> list[str]:
+            return [
+                symbol_of(os.open, "strange", os.O_WRONLY),
+                symbol_of(os.chmod, "suid", 0o4777),
+                symbol_of(os.chmod, "open", 0o777),
+                symbol_of(os.open, "open", os.O_WRONLY),
+                symbol_of(os.utime, "strange", (0, 0)),
+                symbol_of(os.setxattr, "strange", "user.k", b"v"),
+                symbol_of(os.mkdir, "strange-d/new"),
+                symbol_of(os.unlink, "strange-d/f"),
+                symbol_of(os.rename, "strange", "other"),
+                # The directory on the way would have to change hands.
+                symbol_of(os.mkdir, "strange-d/deeper/new"),
+            ]
+
+        refused = {"EACCES", "EPERM", "EOVERFLOW"}
+        for user in (nobody, 0):
+            seen = union.as_user(user, user, attempts)
+            assert [code for code in seen if code not in refused] == [], " ".join(seen)
+        assert paths(union.W) == before
+
+        def own() -> None:
+            Path("own").write_text("changed")
+            os.chmod("own", 0o600)
+            os.mkdir("own-d/new")
+            os.unlink("own-d/f")
+
+        union.as_user(nobody, nobody, own)
+        assert (union.W / "own").stat().st_uid == nobody
+        assert (union.W / "own").read_text() == "changed"
+
+    inside(scenario, prepare=below, uid=base, ids=65_536)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unionfs.union.idmap import (
+    NO_ID,
     OVERFLOW_ID,
     IdMapping,
     IdRange,
@@ -41,10 +42,13 @@ def test_a_mapping_is_read(text: str, ranges: tuple[IdRange, ...]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", ":", "0", "0:1", "0:1:2:3", "a:0:1", "0:0:0", "-1:0:1", "0:4294967295:2", "\u0661:0:1"],
+    [
+        *("", ":", "0", "0:1", "0:1:2:3", "a:0:1", "0:0:0", "-1:0:1", "0:4294967295:2"),
+        *("\u0661:0:1", "0:100:10:5:200:10", "0:100:10:20:109:1", "5:0:1:0:10:100"),
+    ],
 )
 def test_what_is_no_mapping_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"triples|numbers|bits"):
+    with pytest.raises(ValueError, match=r"triples|numbers|bits|same ids"):
         parse_id_map(text)
     with pytest.raises(OptionError, match="uidmapping"):
         parse_options([f"br:/w=rw,uidmapping={text}".encode()], ignore)
@@ -55,7 +59,7 @@ def test_directions() -> None:
     assert [translation.shown(stored) for stored in (0, 9, 10, 50)] == [
         100000,
         100009,
-        OVERFLOW_ID,
+        NO_ID,
         0,
     ]
     assert [translation.stored(shown) for shown in (100000, 100009, 9, 0)] == [
@@ -73,7 +77,7 @@ def test_what_is_covered_comes_back(identifier: int, stored: int, shown: int, le
     if stored <= identifier < stored + length:
         assert translation.stored(seen) == identifier
     else:
-        assert seen == OVERFLOW_ID
+        assert seen == NO_ID  # which the kernel shows as the overflow id
 
 
 def test_squashing_shows_one_id_and_stores_what_comes() -> None:

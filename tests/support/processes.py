@@ -93,14 +93,45 @@ def as_user(
     return in_child(run)
 
 
+def _giver_of_ids(first: int, count: int) -> Callable[[], None]:
+    """Return what maps ids into the user namespace that this process has by then; call it as root.
+
+    Another process that stays root does it.
+    """
+    process = os.getpid()
+    asking, ask = os.pipe()
+    helper = os.fork()
+    if helper == 0:
+        status = 1
+        try:
+            os.close(ask)
+            if os.read(asking, 1):
+                for name in ("uid_map", "gid_map"):
+                    Path(f"/proc/{process}", name).write_text(f"0 {first} {count}")
+            status = 0
+        finally:
+            os._exit(status)
+
+    def give() -> None:
+        os.write(ask, b"x")
+        os.close(ask)
+        assert os.waitpid(helper, 0)[1] == 0
+
+    os.close(asking)
+    return give
+
+
 def in_user_namespace(
     action: Callable[[Path], T],
     *,
     uid: int = 1000,
+    ids: int = 1,
     prepare: Callable[[Path], object] | None = None,
     namespace: bool = True,
 ) -> T:
     """Run ``action(home)`` as root of a user namespace that the plain user ``uid`` has made.
+
+    ids: how many ids it has, from ``uid`` on. More than one are given by the real root.
 
     home: an empty directory that belongs to that user, on a private tmpfs at /mnt. /dev/fuse is
     usable there whatever its mode on the host, which is not touched: the mounts are the child's.
@@ -123,6 +154,7 @@ def in_user_namespace(
         if prepare is not None:
             prepare(place)
         os.chdir(home)
+        give_ids = _giver_of_ids(uid, ids) if ids > 1 else None
         os.setgroups(())
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
@@ -131,12 +163,17 @@ def in_user_namespace(
         # A process that has changed its ids may not write its own maps otherwise.
         _checked(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0))
         _checked(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS))
-        for name, text in (
-            ("uid_map", f"0 {uid} 1"),
-            ("setgroups", "deny"),
-            ("gid_map", f"0 {uid} 1"),
-        ):
-            Path("/proc/self", name).write_text(text)
+        if give_ids is not None:
+            give_ids()
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+        else:
+            for name, text in (
+                ("uid_map", f"0 {uid} 1"),
+                ("setgroups", "deny"),
+                ("gid_map", f"0 {uid} 1"),
+            ):
+                Path("/proc/self", name).write_text(text)
         assert os.geteuid() == 0
         return action(home)
 

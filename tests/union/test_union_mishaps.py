@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from errno import EIO, ENOSPC
+from errno import EIO, ENOSPC, EPERM
 from pathlib import Path
 
 import pytest
 
 from tests.support.cores import ROOT, Core
 from unionfs.branch import WritableDirectory
-from unionfs.union.core import run_now
+from unionfs.union.core import Caller, run_now
 from unionfs.union.listing import entry_of, merge
 
 
@@ -217,3 +217,32 @@ def test_create_with_a_default_acl_keeps_what_it_takes_away(
     run_now(core.union.create(*core.at("d/f"), 0o666, os.O_RDWR, ROOT))
     assert (upper / "d" / "f").stat().st_mode & 0o777 == 0o640
     core.stop()
+
+
+@pytest.mark.parametrize("what", ["copy-up", "create", "mknod"])
+def test_a_program_of_an_owner_that_could_not_be_kept_loses_its_rights(
+    core: Core, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """All owners are shown as one; on the branch it would run as whoever runs the daemon."""
+    program = core.branch("R") / "program"
+    program.write_text("#!")
+    os.chown(program, 4000, 4000)
+    program.chmod(0o6755)
+    core.start(options="profile=driver,volatile,squash_to_uid=3000,squash_to_gid=3000")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    caller = Caller(4000, 4000, 0o022)
+    if what == "copy-up":
+        core.write("program", b"#!")
+    elif what == "create":
+        _, handle = run_now(
+            core.union.create(core.union.root, b"new", 0o6755, os.O_RDWR | os.O_EXCL, caller)
+        )
+        core.union.release(handle)
+    else:
+        core.union.mknod(core.union.root, b"new", 0o106755, 0, caller)
+    name = "program" if what == "copy-up" else "new"
+    assert (core.branch("W") / name).stat().st_mode & 0o7777 == 0o755

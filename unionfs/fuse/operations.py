@@ -108,8 +108,9 @@ class UnionOperations(pyfuse3.Operations):
             answer.entry_timeout = answer.attr_timeout = 0
         answer.st_mode = pyfuse3.ModeT(status.st_mode)
         answer.st_nlink = nlink
-        answer.st_uid = self._ids.uid.shown(status.st_uid)
-        answer.st_gid = self._ids.gid.shown(status.st_gid)
+        uid, gid = self.union.owner_of(entry)
+        answer.st_uid = self._ids.uid.shown(uid)
+        answer.st_gid = self._ids.gid.shown(gid)
         answer.st_rdev = status.st_rdev
         answer.st_size = status.st_size
         answer.st_blksize = _BLOCK

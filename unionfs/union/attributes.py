@@ -10,7 +10,7 @@ import os
 import stat
 from dataclasses import dataclass
 from errno import EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EPERM
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from unionfs.branch import MountedOver
 from unionfs.branch.forms import is_mark_xattr
@@ -18,12 +18,15 @@ from unionfs.union.copyup import copy_up, copy_up_directory
 from unionfs.union.idmap import ACL_PREFIX
 from unionfs.union.lookup import getattr_, locate
 from unionfs.union.nodes import DirectoryNode, FileNode, reopen
+from unionfs.union.strangers import is_strangers, is_suspect, without_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unionfs.union.operation import Operation
     from unionfs.union.state import Entry, State
+
+T = TypeVar("T")
 
 _CLASSES: Final = (b"user.", b"trusted.", b"security.", b"system.")
 
@@ -178,7 +181,7 @@ def _check_visible(state: State, key: bytes) -> None:
         raise OSError(EOPNOTSUPP, "POSIX ACLs are not enabled", key)
 
 
-def _reach(state: State, node: FileNode | DirectoryNode, use: Callable[[bytes], object]) -> object:
+def _reach(state: State, node: FileNode | DirectoryNode, use: Callable[[bytes], T]) -> T:
     """Call ``use`` with a path that leads to exactly the object that answers for a node."""
     if isinstance(node, DirectoryNode):
         if node.removed:
@@ -194,6 +197,24 @@ def _reach(state: State, node: FileNode | DirectoryNode, use: Callable[[bytes], 
     directory, name, _ = locate(state, node)
     with directory.pinned(name) as path:
         return use(path)
+
+
+def owner_of(
+    state: State, node: FileNode | DirectoryNode, status: os.stat_result
+) -> tuple[int, int]:
+    """Return owner and group as stored, ``NO_ID`` in place of one that has no id here.
+
+    Args:
+        status: the attributes of the object that answers.
+    """
+    if is_suspect(status):
+        try:
+            found = _reach(state, node, is_strangers)
+        except OSError:
+            found = True  # removed meanwhile
+        if found:
+            return without_ids(status)
+    return status.st_uid, status.st_gid
 
 
 def list_xattrs(state: State, node: FileNode | DirectoryNode, *, privileged: bool) -> list[bytes]:

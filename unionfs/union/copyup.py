@@ -16,7 +16,7 @@ import logging
 import os
 import stat
 from dataclasses import dataclass
-from errno import EBUSY, EDQUOT, EIO, ENODATA, ENOENT, ENOMEM, EOPNOTSUPP, EPERM, EROFS
+from errno import EBUSY, EDQUOT, EIO, ENODATA, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW, EPERM, EROFS
 from typing import TYPE_CHECKING, Final
 
 from unionfs import syscalls
@@ -29,6 +29,7 @@ from unionfs.union.nodes import Copy, DirectoryNode, FileNode, identity_of, reop
 from unionfs.union.operation import Job, Latch, Operation
 from unionfs.union.plink import PseudoLink, tag_of, tag_of_open
 from unionfs.union.state import State
+from unionfs.union.strangers import is_strangers, is_suspect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -320,14 +321,17 @@ def _dress(
         status: the attributes of the source.
         branches: those of the source and of the copy.
     """
-    state.set_owner(copy, status.st_uid, status.st_gid)
+    squashed = state.rules.ids.squashed
+    if is_suspect(status) and not squashed and is_strangers(source):
+        raise OSError(EOVERFLOW, "its owner has no id here: the copy would change hands")
+    owned = state.set_owner(copy, status.st_uid, status.st_gid)
     escalates = branches[0].nosuid and not branches[1].nosuid
-    keep_capability = not escalates and not state.rules.ids.shifted
+    keep_capability = not escalates and not state.rules.ids.shifted  # squashing counts as that
     _copy_xattrs(source, copy, branches[1], keep_capability=keep_capability)
     mode = stat.S_IMODE(status.st_mode)
-    if escalates and not stat.S_ISDIR(status.st_mode):
+    if (escalates or not owned) and not stat.S_ISDIR(status.st_mode):
         # What had no effect on its branch must not come to life by being copied to one where it
-        # has (the class of CVE-2023-0386).
+        # has, nor for another owner (the class of CVE-2023-0386).
         mode &= ~(stat.S_ISUID | stat.S_ISGID)
     if not stat.S_ISLNK(status.st_mode):
         os.chmod(copy, mode)

@@ -142,6 +142,10 @@ class Union:
         """Return the present attributes of a node."""
         return lookup.getattr_(self.state, node)
 
+    def owner_of(self, entry: Entry) -> tuple[int, int]:
+        """Return owner and group as stored, ``NO_ID`` in place of one that has no id here."""
+        return attributes.owner_of(self.state, entry.node, entry.status)
+
     def readlink(self, node: FileNode) -> bytes:
         """Return the text of a symbolic link."""
         if node.pin >= 0:

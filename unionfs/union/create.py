@@ -112,10 +112,12 @@ def _give(state: State, claimed: Claim, caller: Caller, mode: int) -> None:
     parent = claimed.directory.status()
     made = claimed.directory.stat(claimed.name)
     group = parent.st_gid if parent.st_mode & stat.S_ISGID else caller.gid
+    owned = True
     if (made.st_uid, made.st_gid) != (caller.uid, group):
         with claimed.directory.pinned(claimed.name) as place:
-            state.set_owner(place, caller.uid, group)
-    special = mode & _OWNER_BITS
+            owned = state.set_owner(place, caller.uid, group)
+    # On a file these would be the rights of whoever owns it now instead.
+    special = mode & _OWNER_BITS if owned or stat.S_ISDIR(made.st_mode) else 0
     if special and made.st_mode & _OWNER_BITS != special:
         claimed.directory.set_mode(claimed.name, stat.S_IMODE(made.st_mode) | special)
 

@@ -3,8 +3,8 @@
 Rootless containers keep their files under the ids of a user namespace; inside, the ids begin at 0.
 A mapping ``A:B:LENGTH`` says that an id stored in ``[A, A+LENGTH)`` is shown as ``B + (id - A)``,
 and that an id coming in (who creates, chown) in ``[B, B+LENGTH)`` is stored as ``A + (id - B)``.
-What no triple covers becomes the overflow id. *Squashing* shows one id for all and stores what
-comes in, as far as the daemon may.
+What no triple covers is stored as the overflow id, and shown as it. *Squashing* shows one id for
+all and stores what comes in, as far as the daemon may.
 
 ACLs name ids too. Those are mapped, but never squashed: of several entries one would be left. Who
 has no id here cannot be meant by an entry, so it is left out of what is shown; no other user is
@@ -13,6 +13,7 @@ treated differently for that. (Specification: driver.md 4.7.)
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass, field
 from errno import EINVAL
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 OVERFLOW_ID: Final = 65534
-_NO_ID: Final = (1 << 32) - 1  # to the kernel, an id that this user namespace does not have
-LARGEST_ID: Final = _NO_ID - 1
+NO_ID: Final = (1 << 32) - 1  # to the kernel, an id that this user namespace does not have
+LARGEST_ID: Final = NO_ID - 1
 
 # The value of system.posix_acl_*: a version, then (tag, permissions, id) for each entry.
 _ACL_HEADER: Final = struct.Struct("<I")
@@ -57,7 +58,16 @@ def parse_id_map(text: str) -> tuple[IdRange, ...]:
     for entry in ranges:
         if entry.length == 0 or max(entry.stored, entry.shown) + entry.length - 1 > LARGEST_ID:
             raise ValueError(f"{':'.join(map(str, entry))} is empty or beyond 32 bits")
+    for one, other in itertools.combinations(ranges, 2):
+        if _overlap(one.stored, other.stored, one, other) or _overlap(
+            one.shown, other.shown, one, other
+        ):
+            raise ValueError("two triples cover the same ids")
     return ranges
+
+
+def _overlap(start: int, other_start: int, one: IdRange, other: IdRange) -> bool:
+    return start < other_start + other.length and other_start < start + one.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +83,15 @@ class Translation:
     squash: int | None = None
 
     def shown(self, stored: int) -> int:
-        """Return what users see for an id on the branch."""
+        """Return what the kernel is told for an id on the branch.
+
+        An id that no triple covers is none. The kernel displays it as the overflow id, and lets
+        nobody, not even the user of that number, change what it owns.
+        """
         if self.squash is not None:
             return self.squash
         found = self.named_shown(stored)
-        return OVERFLOW_ID if found is None else found
+        return NO_ID if found is None else found
 
     def stored(self, shown: int) -> int:
         """Return what goes to the branch for an id that comes in."""
@@ -86,7 +100,7 @@ class Translation:
 
     def named_shown(self, stored: int) -> int | None:
         """Return the id that is meant by an entry of an ACL on the branch, None if it is nobody."""
-        if stored == _NO_ID:
+        if stored == NO_ID:
             return None
         if not self.ranges:
             return stored

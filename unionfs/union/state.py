@@ -171,20 +171,26 @@ class State:
         """Return the copy of a directory on a branch, if it has one there."""
         return next((copy for copy in node.copies if copy.branch is branch), None)
 
-    def set_owner(self, place: int | bytes, uid: int, gid: int) -> None:
+    def set_owner(self, place: int | bytes, uid: int, gid: int) -> bool:
         """Change the owner of an object; -1 leaves an id as it is.
 
         Args:
             place: its descriptor, or the ``/proc/self/fd`` path that leads to exactly it.
 
+        Returns:
+            False when the owner cannot be set and need not be, for all are shown as one. Nothing
+            may then run with the rights of the owner, who is another.
+
         Raises:
-            OSError: the owner cannot be set, unless all owners are shown as one anyway.
+            OSError: the owner cannot be set.
         """
         try:
             os.chown(place, uid, gid)
         except OSError as error:
             if error.errno not in (EPERM, EINVAL) or not self.rules.ids.squashed:
                 raise
+            return False
+        return True
 
     def writable_directory(self, node: DirectoryNode, target: WritableBranch) -> WritableDirectory:
         """Return the copy of a directory on a writable branch, opened to be changed.
