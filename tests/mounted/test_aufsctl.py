@@ -146,3 +146,12 @@ def test_what_cannot_be_done(run: Commands) -> None:
         done = run(AUFSCTL, *arguments)
         assert done.returncode == 2
         assert done.stderr.startswith("usage: aufsctl")
+
+
+def test_a_dead_mount_is_called_dead(run: Commands) -> None:
+    mount(run)
+    pid = run.pid()
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    for command in ("status", "branches"):
+        fails(run, command, "mnt", status=1, symbol="ENOTCONN")

@@ -115,6 +115,7 @@ def test_a_mounted_union_keeps_its_branch(run: Commands, options: str) -> None:
         try:
             other = run(FUSE_AUFS, "other", "-o", options)
             assert (other.returncode, "(EBUSY)" in other.stderr) == (1, True)
+            assert f"(kill {pid} does)" in other.stderr
             os.kill(pid, signal.SIGUSR1)
             for _ in range(10):
                 time.sleep(0.03)

@@ -56,4 +56,4 @@ def test_a_lock_on_another_descriptor_is_found(branch: int, tmp_path: Path) -> N
     own = str(os.getpid())
     assert lock._holds(own, tmp_path.stat().st_ino)
     assert not lock._holds(own, tmp_path.parent.stat().st_ino)
-    assert not lock._is_server(own)
+    assert own not in lock._servers()

@@ -14,6 +14,7 @@ import fcntl
 import os
 import signal
 import time
+from collections.abc import Iterator
 from errno import EBUSY, EINVAL, errorcode
 from typing import Final
 
@@ -45,22 +46,32 @@ def lock(fd: int, shown: str, *, ask: bool) -> int:
         raise BranchError(
             error.errno or EINVAL, f"branch {shown} cannot be read ({name}): check its permissions"
         ) from error
+    inode = os.fstat(lock_fd).st_ino
     began = asked = time.monotonic()
     while not _try(lock_fd):
         now = time.monotonic()
         if now - began > _PATIENCE_S:
             os.close(lock_fd)
-            raise BranchError(
-                EBUSY,
-                f"branch {shown} is the writable branch of another union (EBUSY): unmount that "
-                f"one first, or use {shown}=ro",
-            )
+            raise _refusal(shown, inode)
         if ask and now - asked > _ASK_EVERY_S:
             with contextlib.suppress(OSError):
-                _ask_holders(os.fstat(lock_fd).st_ino)
+                _ask_holders(inode)
             asked = time.monotonic()
         time.sleep(_PAUSE_S)
     return lock_fd
+
+
+def _refusal(shown: str, inode: int) -> BranchError:
+    """Say who has the branch: the mount may be in a namespace where it cannot be seen from here."""
+    holder = ""
+    with contextlib.suppress(OSError):
+        holder = _holder(inode)
+    advice = f"unmount that one first (kill {holder} does)" if holder else "unmount that one first"
+    return BranchError(
+        EBUSY,
+        f"branch {shown} is the writable branch of another union (EBUSY): {advice}, or use "
+        f"{shown}=ro",
+    )
 
 
 def _try(lock_fd: int) -> bool:
@@ -79,16 +90,14 @@ def _ask_holders(inode: int) -> None:
     The inode alone is enough: a server that is asked by mistake gives up only what nobody has
     mounted any more.
     """
-    if os.readlink("/proc/self") != str(os.getpid()):
-        return  # these are the processes of another PID namespace
-    for process in filter(str.isdigit, os.listdir("/proc")):
+    for process in _servers():
         try:
             # Whoever has the number by the time of the signal, it reaches this process or none.
             asked = os.pidfd_open(int(process))
         except OSError:
             continue
         try:
-            if _is_server(process) and _holds(process, inode):
+            if _understands(process) and _holds(process, inode):
                 signal.pidfd_send_signal(asked, GIVE_UP)
         except OSError:
             continue  # it has ended, or is somebody else's
@@ -96,15 +105,31 @@ def _ask_holders(inode: int) -> None:
             os.close(asked)
 
 
-def _is_server(process: str) -> bool:
-    """Tell whether the process serves a union, and has a handler for the signal.
+def _holder(inode: int) -> str:
+    """Return the process that holds a lock on this inode, "" if it is not found."""
+    for process in _servers():
+        with contextlib.suppress(OSError):
+            if _holds(process, inode):
+                return process
+    return ""
 
-    It would kill one that has none: a server that is about to end, say, or one of old.
+
+def _servers() -> Iterator[str]:
+    """Yield the numbers of all processes that serve a union."""
+    if os.readlink("/proc/self") != str(os.getpid()):
+        return  # these are the processes of another PID namespace
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{process}/cmdline", "rb") as file:
+            command = file.read()
+            if any(part in command for part in _SERVER):
+                yield process
+
+
+def _understands(process: str) -> bool:
+    """Tell whether a server has a handler for the signal.
+
+    It would kill one that has none: one that is about to end, say, or one of old.
     """
-    with open(f"/proc/{process}/cmdline", "rb") as file:
-        command = file.read()
-    if not any(part in command for part in _SERVER):
-        return False
     with open(f"/proc/{process}/status", "rb") as status:
         for line in status:
             if line.startswith(b"SigCgt:"):

@@ -132,6 +132,14 @@ def _mounts() -> list[_Mount]:
     ]
 
 
+def _is_dead(path: bytes) -> bool:
+    try:
+        os.statvfs(path)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
 def _live_state(mountpoint: str) -> MountState:
     path = os.path.realpath(os.fsencode(mountpoint))
     device = mounted_device(path)
@@ -139,6 +147,10 @@ def _live_state(mountpoint: str) -> MountState:
         if mount.mountpoint == path and mount.state is not None and mount.state.device == device:
             return mount.state
     shown = printable(path)
+    if _is_dead(path):
+        raise _CommandError(
+            f"the union at {shown} is dead (ENOTCONN), its daemon was killed: umount {shown}"
+        )
     if any(mount.mountpoint == path for mount in _mounts()):
         raise _CommandError(
             f"the state of the union at {shown} cannot be read (EACCES): "
