@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from errno import EIO, ENOSPC, EPERM
+from errno import EIO, EMFILE, ENOSPC, EPERM
 from pathlib import Path
 
 import pytest
 
 from tests.support.cores import ROOT, Core
+from tests.support.trees import fails
 from unionfs.branch import WritableDirectory
 from unionfs.union.core import Caller, run_now
 from unionfs.union.listing import entry_of, merge
@@ -246,3 +247,25 @@ def test_a_program_of_an_owner_that_could_not_be_kept_loses_its_rights(
         core.union.mknod(core.union.root, b"new", 0o106755, 0, caller)
     name = "program" if what == "copy-up" else "new"
     assert (core.branch("W") / name).stat().st_mode & 0o7777 == 0o755
+
+
+def test_whether_nobody_is_the_owner_is_no_guess(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be found out is an error: the kernel would remember the guess."""
+    lower = core.branch("R") / "f"
+    lower.touch()
+    os.chown(lower, 65534, 65534)
+    core.start()
+    entry = core.union.getattr(core.file("f"))
+    assert core.union.owner_of(entry) == (65534, 65534)
+    real_open = os.open
+
+    def no_descriptor(path: bytes, flags: int, *rest: int, **options: int) -> int:
+        if flags & os.O_NOATIME:
+            raise OSError(EMFILE, "too many open files")
+        return real_open(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", no_descriptor)
+    with fails("EMFILE"):
+        core.union.owner_of(entry)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
-from errno import EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EPERM
+from errno import EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EPERM, ESTALE
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from unionfs.branch import MountedOver
@@ -206,11 +206,16 @@ def owner_of(
 
     Args:
         status: the attributes of the object that answers.
+
+    Raises:
+        OSError: it cannot be found out.
     """
     if is_suspect(status):
         try:
             found = _reach(state, node, is_strangers)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (ENODATA, ENOENT, ESTALE):
+                raise
             found = True  # removed meanwhile
         if found:
             return without_ids(status)

@@ -39,6 +39,9 @@ def is_strangers(path: bytes) -> bool:
 
     Args:
         path: leads to exactly the object.
+
+    Raises:
+        OSError: it cannot be found out (``EMFILE`` and the like).
     """
     if os.geteuid() != 0:
         return False
@@ -46,8 +49,8 @@ def is_strangers(path: bytes) -> bool:
         os.close(os.open(path, _AS_OWNER))
     except PermissionError:
         return True
-    except OSError:
-        return False
+    except BlockingIOError:
+        return False  # somebody has a lease on it: that comes after the permission
     return False
 
 
