@@ -20,10 +20,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 import unionfs
 from driver import mounttable
 from driver.errors import MountError
+from unionfs.servers import servers
 from unionfs.union.options import OptionError, escape_value, parse_options
 
 _log = logging.getLogger(__name__)
@@ -34,7 +36,6 @@ _PAUSE = 0.1  # seconds between them
 _FAREWELL = 10.0  # seconds a server may take to end after its mount is gone
 _CONNECTIONS = "/sys/fs/fuse/connections"
 _START_TIME = 19  # in /proc/PID/stat, counted from behind the command's name (field 22)
-_PROGRAM_ARGUMENTS = 4  # python -P -c PROGRAM, or python SCRIPT
 _ERRNO_NAME = re.compile(r"\((E[A-Z0-9]+)\)")
 
 
@@ -217,34 +218,26 @@ def _errno_in(message: str) -> int | None:
 def _server_of(target: str) -> int | None:
     """Return a descriptor of the process that serves the mount at ``target``, if it is found.
 
-    The server is a fork of the command, so its command line still names the mount point. Of several
-    the youngest serves what is mounted now: the others were unmounted while they were in use. A
-    descriptor, unlike a number, cannot come to mean another process.
+    Its command line names the mount point. Of several the youngest serves what is mounted now: the
+    others were unmounted while they were in use. A descriptor, unlike a number, cannot come to mean
+    another process.
     """
     wanted = os.fsencode(target)
     found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/cmdline", "rb") as file:
-                arguments = file.read().split(b"\0")
-            if wanted in arguments and any(map(_is_command, arguments[:_PROGRAM_ARGUMENTS])):
-                found.append((_start_time(name), int(name)))
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
+    for process, arguments in servers():
+        if wanted in arguments:
+            with suppress(OSError):
+                found.append((_start_time(process), process))
     try:
         return os.pidfd_open(max(found)[1]) if found else None
     except ProcessLookupError:
         return None
 
 
-def _start_time(process: str) -> int:
+def _start_time(process: int) -> int:
     """Return when a process began, in clock ticks since the system did."""
     with open(f"/proc/{process}/stat", "rb") as file:
         return int(file.read().rpartition(b")")[2].split()[_START_TIME])
-
-
-def _is_command(argument: bytes) -> bool:
-    return os.path.basename(argument) == b"fuse-aufs" or b"unionfs.cli.mount" in argument
 
 
 def _lives_elsewhere(device: int | None) -> bool:

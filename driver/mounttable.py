@@ -18,7 +18,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from unionfs import syscalls
-from unionfs.mount_table import mount_table
+from unionfs.mount_table import answers, mount_table
 
 KIND = "fuse.aufs"
 
@@ -73,17 +73,6 @@ def state(path: str) -> MountState:
     if device_of(path) is None:
         return MountState.ABSENT
     return MountState.LIVE if answers(path) else MountState.DEAD
-
-
-def answers(path: str) -> bool:
-    """Tell whether the filesystem at ``path`` still has a server behind it."""
-    try:
-        os.statvfs(path)
-    except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.EIO, errno.ECONNABORTED):
-            return False
-        raise
-    return True
 
 
 def mounts_below(path: str) -> list[str]:

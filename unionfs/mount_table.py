@@ -1,11 +1,13 @@
 """The kernel's list of mounts, as this process's mount namespace has it.
 
 It tells what is mounted where without asking any filesystem: a dead one would answer with an error,
-and one that is served by this very process not at all.
+and one that is served by this very process not at all. Whether one is dead is another question.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -59,3 +61,18 @@ def mounted_device(mountpoint: bytes) -> str:
         if line.mountpoint == mountpoint:
             device = line.device
     return device
+
+
+def answers(path: str | bytes) -> bool:
+    """Tell whether the filesystem at ``path`` still has a server behind it.
+
+    Raises:
+        OSError: there is no such path, or it cannot be reached.
+    """
+    try:
+        os.statvfs(path)
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.EIO, errno.ECONNABORTED):
+            return False
+        raise
+    return True

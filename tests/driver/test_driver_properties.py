@@ -23,6 +23,7 @@ import driver
 from driver import Driver, mounttable, removal
 from driver import store as store_module
 from tests.support.effort import examples
+from unionfs.mount_table import answers
 
 Using = Callable[[str], AbstractContextManager[Path]]
 
@@ -78,7 +79,7 @@ def test_balanced_uses_leave_nothing(store: Driver) -> None:
         for _ in range(6):
             layer = chance.choice(layers)
             path = Path(store.get(layer))
-            assert mounttable.answers(str(path))
+            assert answers(str(path))
             (path / f"{seed}").touch()
             assert (path / f"{seed}").exists()
             store.put(layer)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from functools import partial
 from pathlib import Path
 
+from tests.support.calls import bind_id_mapped
 from tests.support.mounting import Union
 from tests.support.oracle import symbol_of
 from tests.support.trees import paths
@@ -92,3 +95,34 @@ def test_squashed_owners(union: Union) -> None:
     os.chown(mnt / "f", 77, 78)
     assert owner(mnt / "f") == (1, 2)
     assert owner(union.W / "f") == (77, 78)
+
+
+def test_ids_outside_of_an_id_mapped_lower(union: Union) -> None:
+    """The kernel shows them as nobody, and nobody is a user of ours."""
+    plain = union.branch("plain")
+    for name, user in (("inside", 100_005), ("nobodys", 165_534), ("outside", 5), ("open", 5)):
+        (plain / name).write_text(name)
+        os.chown(plain / name, user, user)
+    (plain / "open").chmod(0o666)
+    bind_id_mapped(plain, union.branch("M"), 100_000, 0, 65_536)
+    try:
+        union.ignore_branches("the lower one is a mount")
+        mnt = union.start("W=rw", "M=ro+wh", options="profile=driver")
+        nobody = 65_534
+        assert owner(mnt / "inside") == (5, 5)
+        for name in ("nobodys", "outside", "open"):
+            assert owner(mnt / name) == (nobody, nobody)
+
+        def change(name: str) -> list[str]:
+            return [symbol_of(os.open, name, os.O_WRONLY), symbol_of(os.chmod, name, 0o640)]
+
+        for user in (nobody, 0):
+            for name in ("outside", "open"):
+                assert union.as_user(user, user, partial(change, name)) == ["EACCES", "EOVERFLOW"]
+        assert union.as_user(nobody, nobody, lambda: change("nobodys")) == ["ok", "ok"]
+        assert union.as_user(5, 5, lambda: change("inside")) == ["ok", "ok"]
+        assert owner(union.W / "nobodys") == (nobody, nobody)
+        assert owner(union.W / "inside") == (5, 5)
+        union.stop()
+    finally:
+        subprocess.run(["umount", "-l", union.base / "M"], check=True)

@@ -11,6 +11,7 @@ import pytest
 
 from unionfs.branch import lock
 from unionfs.branch.errors import BranchError
+from unionfs.servers import servers
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_a_filesystem_without_locks(branch: int, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_lock_on_another_descriptor_is_found(branch: int, tmp_path: Path) -> None:
-    own = str(os.getpid())
+    own = os.getpid()
     assert lock._holds(own, tmp_path.stat().st_ino)
     assert not lock._holds(own, tmp_path.parent.stat().st_ino)
-    assert own not in lock._servers()
+    assert own not in dict(servers())

@@ -3,8 +3,8 @@
 A union that was unmounted lazily, or has a copy in some container's mount namespace, lives on for
 those who use it, and so does its lock. Nobody could then mount the branch again, and nobody could
 tell who uses the old mount. So whoever wants the branch asks for it, by a signal to the process
-that holds the lock. That one gives it up if its mount is no longer in the tree, and changes nothing
-from then on.
+that holds the lock. That one gives it up if its mount is no longer in the tree, and from then on
+changes nothing but what is open for writing already.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterator
 from errno import EBUSY, EINVAL, errorcode
 from typing import Final
 
 from unionfs.branch.errors import BranchError
+from unionfs.servers import servers
 
 GIVE_UP: Final = signal.SIGUSR1  # asks a server whose mount has left the tree for its branch
 
 _PATIENCE_S: Final = 3.0  # a union that is just being unmounted gets so long
 _ASK_EVERY_S: Final = 0.4
 _PAUSE_S: Final = 0.02
-_SERVER: Final = (b"fuse-aufs", b"unionfs.cli.mount")  # what its command line contains
 
 
 def lock(fd: int, shown: str, *, ask: bool) -> int:
@@ -63,7 +62,7 @@ def lock(fd: int, shown: str, *, ask: bool) -> int:
 
 def _refusal(shown: str, inode: int) -> BranchError:
     """Say who has the branch: the mount may be in a namespace where it cannot be seen from here."""
-    holder = ""
+    holder = None
     with contextlib.suppress(OSError):
         holder = _holder(inode)
     advice = f"unmount that one first (kill {holder} does)" if holder else "unmount that one first"
@@ -90,10 +89,10 @@ def _ask_holders(inode: int) -> None:
     The inode alone is enough: a server that is asked by mistake gives up only what nobody has
     mounted any more.
     """
-    for process in _servers():
+    for process, _ in servers():
         try:
             # Whoever has the number by the time of the signal, it reaches this process or none.
-            asked = os.pidfd_open(int(process))
+            asked = os.pidfd_open(process)
         except OSError:
             continue
         try:
@@ -105,27 +104,16 @@ def _ask_holders(inode: int) -> None:
             os.close(asked)
 
 
-def _holder(inode: int) -> str:
-    """Return the process that holds a lock on this inode, "" if it is not found."""
-    for process in _servers():
+def _holder(inode: int) -> int | None:
+    """Return the process that holds a lock on this inode, if it is found."""
+    for process, _ in servers():
         with contextlib.suppress(OSError):
             if _holds(process, inode):
                 return process
-    return ""
+    return None
 
 
-def _servers() -> Iterator[str]:
-    """Yield the numbers of all processes that serve a union."""
-    if os.readlink("/proc/self") != str(os.getpid()):
-        return  # these are the processes of another PID namespace
-    for process in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{process}/cmdline", "rb") as file:
-            command = file.read()
-            if any(part in command for part in _SERVER):
-                yield process
-
-
-def _understands(process: str) -> bool:
+def _understands(process: int) -> bool:
     """Tell whether a server has a handler for the signal.
 
     It would kill one that has none: one that is about to end, say, or one of old.
@@ -137,7 +125,7 @@ def _understands(process: str) -> bool:
     return False
 
 
-def _holds(process: str, inode: int) -> bool:
+def _holds(process: int, inode: int) -> bool:
     """Tell whether one of the process's descriptors carries an exclusive lock of the inode."""
     folder = f"/proc/{process}/fdinfo"
     wanted = b":%d" % inode

@@ -19,7 +19,7 @@ from unionfs.branch import BranchError, WritableBranch, open_branches
 from unionfs.branch.check import Finding, check_branch
 from unionfs.branch.permission import Access, Permission, parse_permission
 from unionfs.control.state import MountState, live_mounts
-from unionfs.mount_table import mount_table, mounted_device
+from unionfs.mount_table import answers, mount_table, mounted_device
 from unionfs.text import octal_escape, printable
 from unionfs.union.build import union_of
 from unionfs.union.explain import Explanation, Fate, explain
@@ -132,14 +132,6 @@ def _mounts() -> list[_Mount]:
     ]
 
 
-def _is_dead(path: bytes) -> bool:
-    try:
-        os.statvfs(path)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
-
-
 def _live_state(mountpoint: str) -> MountState:
     path = os.path.realpath(os.fsencode(mountpoint))
     device = mounted_device(path)
@@ -147,11 +139,12 @@ def _live_state(mountpoint: str) -> MountState:
         if mount.mountpoint == path and mount.state is not None and mount.state.device == device:
             return mount.state
     shown = printable(path)
-    if _is_dead(path):
-        raise _CommandError(
-            f"the union at {shown} is dead (ENOTCONN), its daemon was killed: umount {shown}"
-        )
     if any(mount.mountpoint == path for mount in _mounts()):
+        if not answers(path):
+            raise _CommandError(
+                f"the union at {shown} is dead (ENOTCONN), its daemon was killed: umount {shown} "
+                f"(as a plain user: fusermount3 -u {shown})"
+            )
         raise _CommandError(
             f"the state of the union at {shown} cannot be read (EACCES): "
             "use the account that mounted it"

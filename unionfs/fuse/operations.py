@@ -505,9 +505,10 @@ def _dot(number: int) -> pyfuse3.EntryAttributes:
 
 def _shown(node: FileNode) -> str:
     """Return a path of a file, below the mount point, for a message."""
-    for parent, name in reversed(node.names):
-        return printable(b"/".join((b"", *parent.path(), name)))
-    return f"a file without a name, inode {node.number}"
+    if not node.names:
+        return f"a file without a name, inode {node.number}"
+    parent, name = next(reversed(node.names))
+    return printable(b"/".join((b"", *parent.path(), name)))
 
 
 def _drop_attributes(numbers: set[int]) -> None:

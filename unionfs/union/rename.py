@@ -180,17 +180,35 @@ def _move_file(
             )
         state.writable_directory(new_parent, target).adopt_whiteout(new_name)
         was_hidden = state.writable_directory(new_parent, target).hides(new_name)
-        needed = visible_below(state, parent, name, target)
-        with hidden(state, parent, name, target, needed=needed):
-            here = state.writable_directory(parent, target)
-            there = state.writable_directory(new_parent, target)
-            here.rename(name, there, new_name)
-            if was_hidden:
-                _uncover(here, name, there, new_name, can_go_back=old is None)
+        _move_entry(state, target, old_place, new_place, was_hidden, can_go_back=old is None)
         if loss is not None:
             loss.account()
     state.nodes.add_name(node, new_parent, new_name)
     state.nodes.drop_name(node, parent, name)
+
+
+def _move_entry(
+    state: State,
+    target: WritableBranch,
+    old_place: Named,
+    new_place: Named,
+    was_hidden: bool,
+    *,
+    can_go_back: bool,
+) -> None:
+    """Rename on the branch: hide the old name if need be, uncover the new one if it was hidden.
+
+    Args:
+        can_go_back: nothing is replaced by the entry.
+    """
+    (parent, name), (new_parent, new_name) = old_place, new_place
+    needed = visible_below(state, parent, name, target)
+    with hidden(state, parent, name, target, needed=needed):
+        here = state.writable_directory(parent, target)
+        there = state.writable_directory(new_parent, target)
+        here.rename(name, there, new_name)
+        if was_hidden:
+            _uncover(here, name, there, new_name, can_go_back=can_go_back)
 
 
 def _uncover(
@@ -279,13 +297,7 @@ def _move_directory(
                 was_hidden = True
             victim = set_aside(there, new_name)
             undo.callback(there.rename, victim, there, new_name)
-        needed = visible_below(state, parent, name, target)
-        with hidden(state, parent, name, target, needed=needed):
-            here = state.writable_directory(parent, target)
-            there = state.writable_directory(new_parent, target)
-            here.rename(name, there, new_name)
-            if was_hidden:
-                _uncover(here, name, there, new_name, can_go_back=True)
+        _move_entry(state, target, old_place, new_place, was_hidden, can_go_back=True)
         undo.pop_all()
     if replaced is not None and last is not None:
         forget_directory(state, replaced, last)
