@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
-import os
 import stat
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
@@ -18,14 +17,13 @@ import pyfuse3
 import trio
 
 from unionfs.fuse.guard import changing, drive, guarded
-from unionfs.text import printable
+from unionfs.fuse.page_cache import may_be_kept, was_not_stored
 from unionfs.union.core import (
     Caller,
     Change,
     DirectoryStream,
     Entry,
     FileHandle,
-    FileNode,
     Job,
     Union,
     is_too_long,
@@ -42,7 +40,6 @@ T = TypeVar("T")
 _DAY_S: Final = 86400
 _BLOCK: Final = 4096
 _CAPABILITY: Final = b"security.capability"
-_NEVER_RIGHT: Final = ()  # as a node's cache_key: no attributes say that the page cache is right
 
 log = logging.getLogger(__name__)
 
@@ -134,28 +131,9 @@ class UnionOperations(pyfuse3.Operations):
         number = next(self._next_handle)
         self._files[number] = handle
         return pyfuse3.FileInfo(
-            fh=pyfuse3.FileHandleT(number), keep_cache=self._may_keep_cache(handle.node)
+            fh=pyfuse3.FileHandleT(number),
+            keep_cache=may_be_kept(handle.node, trusting=bool(self.timeout)),
         )
-
-    def _may_keep_cache(self, node: FileNode) -> bool:
-        if self.timeout and node.cache_key != _NEVER_RIGHT:
-            return True
-        status = os.fstat(node.fd)
-        key = (*node.identity, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
-        same, node.cache_key = node.cache_key == key, key
-        return same
-
-    def _not_stored(self, node: FileNode, why: OSError | str) -> None:
-        """Account for a write that failed: nobody else may hear of it, and nobody may read it.
-
-        What a program writes through a shared map is in the page cache before it comes here, and
-        the program may have closed the file or ended. The kernel keeps such pages as if they had
-        been stored. It drops them at the next open, which is the opener's to wait for. A
-        notification would do it at once, but it waits for the answers to all writes of the file:
-        a daemon killed meanwhile could not end, and the mount would hang.
-        """
-        log.warning("a write to %s failed: %s", _shown(node), why)
-        node.cache_key = _NEVER_RIGHT
 
     async def _drive(self, operation: Operation[T]) -> T:
         return await drive(operation, self.before_waiting)
@@ -468,11 +446,11 @@ class UnionOperations(pyfuse3.Operations):
         try:
             count = await self._drive(self.union.write(handle, off, buf))
         except OSError as error:
-            self._not_stored(handle.node, error)
+            was_not_stored(handle.node, error)
             raise
         if count < len(buf):
             # Whoever called write(2) goes on with the rest; for a page there is nobody to do so.
-            self._not_stored(handle.node, f"{count} of {len(buf)} bytes were written")
+            was_not_stored(handle.node, f"{count} of {len(buf)} bytes were written")
         return count
 
     @guarded
@@ -501,14 +479,6 @@ def _dot(number: int) -> pyfuse3.EntryAttributes:
     answer.st_ino = pyfuse3.InodeT(number)
     answer.st_mode = pyfuse3.ModeT(stat.S_IFDIR)
     return answer
-
-
-def _shown(node: FileNode) -> str:
-    """Return a path of a file, below the mount point, for a message."""
-    if not node.names:
-        return f"a file without a name, inode {node.number}"
-    parent, name = next(reversed(node.names))
-    return printable(b"/".join((b"", *parent.path(), name)))
 
 
 def _drop_attributes(numbers: set[int]) -> None:
